@@ -1,0 +1,335 @@
+// Package images builds the images that tests and the example run: OCI archives
+// made of one static Go program, without a registry, a daemon or root. Equal
+// input gives an equal digest, so nothing is built or imported twice.
+package images
+
+import (
+	"archive/tar"
+	"bytes"
+	"cmp"
+	"context"
+	_ "crypto/sha256" // what go-digest computes with
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// programPath is where the program is in the image.
+const programPath = "/app"
+
+// Options say what an image is made of. Only Name and Package are required.
+type Options struct {
+	// Name is the full reference that containerd stores the image under, such
+	// as "localhost/fairway/hello:1".
+	Name string
+	// Package is the Go import path, or the directory starting with "." or "/",
+	// of the program.
+	Package string
+	// Entrypoint defaults to the program alone.
+	Entrypoint []string
+	// Cmd holds the arguments that a service may replace.
+	Cmd []string
+	// Env holds NAME=value pairs.
+	Env []string
+	// User is "uid" or "uid:gid"; the image has no /etc/passwd. Default: root.
+	User string
+	// WorkingDir defaults to "/".
+	WorkingDir string
+	// ExposedPorts holds entries such as "8080/tcp".
+	ExposedPorts []string
+	// Labels are the image's labels.
+	Labels map[string]string
+	// Files are put into the image besides the program, by absolute path.
+	Files map[string][]byte
+}
+
+// Build builds the image and returns the path of its archive, which containerd
+// 1.6 and later imports. The archive is cached by what it is made of and must
+// not be modified.
+func Build(ctx context.Context, opts Options) (archivePath string, err error) {
+	archive, _, err := BuildDigest(ctx, opts)
+	return archive, err
+}
+
+// BuildDigest is Build; it also returns the digest of the image's manifest,
+// which containerd shows for an imported image.
+func BuildDigest(ctx context.Context, opts Options) (archivePath string, dgst digest.Digest, err error) {
+	if opts.Name == "" || opts.Package == "" {
+		return "", "", errors.New("building image: name and package are required")
+	}
+	dir, err := cacheDir()
+	if err != nil {
+		return "", "", fmt.Errorf("building image %s: %w", opts.Name, err)
+	}
+	// Test binaries run at the same time and share the cache.
+	unlock, err := lock(filepath.Join(dir, "lock"))
+	if err != nil {
+		return "", "", fmt.Errorf("building image %s: %w", opts.Name, err)
+	}
+	defer unlock()
+	program, err := compile(ctx, opts.Package, dir)
+	if err != nil {
+		return "", "", fmt.Errorf("building image %s: %w", opts.Name, err)
+	}
+	archivePath, dgst, err = assemble(program, opts, dir)
+	if err != nil {
+		return "", "", fmt.Errorf("building image %s: %w", opts.Name, err)
+	}
+	return archivePath, dgst, nil
+}
+
+// cacheDir is the user's cache, or one for this user in the temporary directory
+// where there is no home.
+func cacheDir() (string, error) {
+	base, err := os.UserCacheDir()
+	if err != nil {
+		base = filepath.Join(os.TempDir(), fmt.Sprintf("cache-%d", os.Getuid()))
+	}
+	dir := filepath.Join(base, "fairway", "images")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", fmt.Errorf("making the cache directory: %w", err)
+	}
+	return dir, nil
+}
+
+// lock waits for the exclusive lock on file, which the kernel also lets go of
+// when the process dies.
+func lock(file string) (unlock func(), err error) {
+	f, err := os.OpenFile(file, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("opening the lock: %w", err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("locking: %w", err)
+	}
+	return func() { _ = f.Close() }, nil
+}
+
+// compile builds the program, always to the same file, so that the go command
+// finds it up to date and neither compiles nor links again.
+func compile(ctx context.Context, pkg, dir string) ([]byte, error) {
+	abs := pkg
+	if strings.HasPrefix(pkg, ".") {
+		var err error
+		if abs, err = filepath.Abs(pkg); err != nil {
+			return nil, fmt.Errorf("finding %s: %w", pkg, err)
+		}
+	}
+	out := filepath.Join(dir, "bin-"+digest.FromString(abs).Encoded()[:16])
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", out, pkg)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux")
+	if output, err := cmd.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("compiling %s: %w\n%s", pkg, err, output)
+	}
+	program, err := os.ReadFile(out)
+	if err != nil {
+		return nil, fmt.Errorf("reading the program: %w", err)
+	}
+	return program, nil
+}
+
+// blob is one content-addressed part of an image.
+type blob struct {
+	desc ocispec.Descriptor
+	data []byte
+}
+
+func newBlob(mediaType string, data []byte) blob {
+	return blob{
+		desc: ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(data), Size: int64(len(data))},
+		data: data,
+	}
+}
+
+func newJSONBlob(mediaType string, v any) (blob, error) {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return blob{}, fmt.Errorf("encoding %s: %w", mediaType, err)
+	}
+	return newBlob(mediaType, data), nil
+}
+
+// assemble makes layer, config, manifest and index, and writes the archive
+// unless the cache has it.
+func assemble(program []byte, opts Options, dir string) (string, digest.Digest, error) {
+	rootfs, err := layer(program, opts.Files)
+	if err != nil {
+		return "", "", err
+	}
+	// Not compressed: the archive never travels, and its digest is the diff ID.
+	layerBlob := newBlob(ocispec.MediaTypeImageLayer, rootfs)
+	configBlob, err := newJSONBlob(ocispec.MediaTypeImageConfig, config(opts, layerBlob.desc.Digest))
+	if err != nil {
+		return "", "", err
+	}
+	manifest, err := newJSONBlob(ocispec.MediaTypeImageManifest, ocispec.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2},
+		MediaType: ocispec.MediaTypeImageManifest,
+		Config:    configBlob.desc,
+		Layers:    []ocispec.Descriptor{layerBlob.desc},
+	})
+	if err != nil {
+		return "", "", err
+	}
+	named := manifest.desc
+	named.Platform = &ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH}
+	named.Annotations = map[string]string{
+		"io.containerd.image.name": opts.Name,
+		ocispec.AnnotationRefName:  tag(opts.Name),
+	}
+	index, err := newJSONBlob(ocispec.MediaTypeImageIndex, ocispec.Index{
+		Versioned: specs.Versioned{SchemaVersion: 2},
+		MediaType: ocispec.MediaTypeImageIndex,
+		Manifests: []ocispec.Descriptor{named},
+	})
+	if err != nil {
+		return "", "", err
+	}
+	// The index covers everything, the name too.
+	archive := filepath.Join(dir, index.desc.Digest.Encoded()[:32]+".oci.tar")
+	if _, err := os.Stat(archive); err == nil {
+		return archive, manifest.desc.Digest, nil
+	}
+	if err := writeArchive(archive, index.data, layerBlob, configBlob, manifest); err != nil {
+		return "", "", err
+	}
+	return archive, manifest.desc.Digest, nil
+}
+
+// tag is the tag of a reference, which the layout names an image by.
+func tag(name string) string {
+	_, tag, _ := strings.Cut(path.Base(name), ":")
+	return cmp.Or(tag, "latest")
+}
+
+// config is the image's configuration. It has no creation time, for equal
+// digests.
+func config(opts Options, diffID digest.Digest) ocispec.Image {
+	entrypoint := opts.Entrypoint
+	if len(entrypoint) == 0 {
+		entrypoint = []string{programPath}
+	}
+	ports := make(map[string]struct{}, len(opts.ExposedPorts))
+	for _, port := range opts.ExposedPorts {
+		ports[port] = struct{}{}
+	}
+	return ocispec.Image{
+		Platform: ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH},
+		Config: ocispec.ImageConfig{
+			Entrypoint:   entrypoint,
+			Cmd:          opts.Cmd,
+			Env:          append([]string{"PATH=/"}, opts.Env...),
+			User:         opts.User,
+			WorkingDir:   opts.WorkingDir,
+			ExposedPorts: ports,
+			Labels:       opts.Labels,
+		},
+		RootFS: ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{diffID}},
+	}
+}
+
+// layer is the root file system: the program, the files with the directories
+// above them, and a /tmp for programs that are not root.
+func layer(program []byte, files map[string][]byte) ([]byte, error) {
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	made := map[string]bool{"/": true}
+	var mkdir func(dir string, mode int64) error
+	mkdir = func(dir string, mode int64) error {
+		if made[dir] {
+			return nil
+		}
+		if err := mkdir(path.Dir(dir), 0o755); err != nil {
+			return err
+		}
+		made[dir] = true
+		return w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: dir[1:] + "/", Mode: mode})
+	}
+	if err := mkdir("/tmp", 0o1777); err != nil {
+		return nil, fmt.Errorf("writing /tmp: %w", err)
+	}
+	if err := writeFile(w, programPath[1:], 0o755, program); err != nil {
+		return nil, err
+	}
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		clean := path.Clean("/" + name)
+		if err := mkdir(path.Dir(clean), 0o755); err != nil {
+			return nil, fmt.Errorf("writing the directory of %s: %w", clean, err)
+		}
+		if err := writeFile(w, clean[1:], 0o644, files[name]); err != nil {
+			return nil, err
+		}
+	}
+	if err := w.Close(); err != nil {
+		return nil, fmt.Errorf("writing the layer: %w", err)
+	}
+	return buf.Bytes(), nil
+}
+
+// writeArchive writes an OCI image layout as a tar file. It appears under its
+// name when it is complete.
+func writeArchive(archive string, index []byte, blobs ...blob) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(archive), "archive-*")
+	if err != nil {
+		return fmt.Errorf("creating the archive: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			_ = os.Remove(f.Name())
+		}
+	}()
+	err = errors.Join(writeLayout(f, index, blobs), f.Close())
+	if err != nil {
+		return fmt.Errorf("writing the archive: %w", err)
+	}
+	if err := os.Rename(f.Name(), archive); err != nil {
+		return fmt.Errorf("writing the archive: %w", err)
+	}
+	return nil
+}
+
+func writeLayout(out io.Writer, index []byte, blobs []blob) error {
+	w := tar.NewWriter(out)
+	layout, err := json.Marshal(ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion})
+	if err != nil {
+		return fmt.Errorf("encoding the layout: %w", err)
+	}
+	if err := writeFile(w, ocispec.ImageLayoutFile, 0o644, layout); err != nil {
+		return err
+	}
+	if err := writeFile(w, ocispec.ImageIndexFile, 0o644, index); err != nil {
+		return err
+	}
+	for _, b := range blobs {
+		name := path.Join(ocispec.ImageBlobsDir, b.desc.Digest.Algorithm().String(), b.desc.Digest.Encoded())
+		if err := writeFile(w, name, 0o644, b.data); err != nil {
+			return err
+		}
+	}
+	return w.Close()
+}
+
+func writeFile(w *tar.Writer, name string, mode int64, data []byte) error {
+	if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: mode, Size: int64(len(data))}); err != nil {
+		return fmt.Errorf("writing %s: %w", name, err)
+	}
+	if _, err := w.Write(data); err != nil {
+		return fmt.Errorf("writing %s: %w", name, err)
+	}
+	return nil
+}

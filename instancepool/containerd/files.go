@@ -1,0 +1,69 @@
+package containerd
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// writeFiles makes the files that an instance finds in its /etc.
+func writeFiles(dir, hostname, address string) error {
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return fmt.Errorf("making the instance's files: %w", err)
+	}
+	hosts := "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n" + address + "\t" + hostname + "\n"
+	for name, text := range map[string]string{
+		"hosts":       hosts,
+		"hostname":    hostname + "\n",
+		"resolv.conf": resolvConf(os.ReadFile),
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil { //nolint:gosec // any user of the container reads it
+			return errors.Join(fmt.Errorf("making the instance's files: %w", err), removeFiles(dir))
+		}
+	}
+	return nil
+}
+
+func removeFiles(dir string) error {
+	if err := os.RemoveAll(dir); err != nil {
+		return fmt.Errorf("removing the instance's files: %w", err)
+	}
+	return nil
+}
+
+// resolvConf returns the host's resolver configuration without name servers on
+// the loopback interface, which an instance cannot reach; if none is left, that
+// of systemd-resolved, which knows the servers behind it.
+func resolvConf(read func(string) ([]byte, error)) string {
+	for _, path := range []string{"/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"} {
+		b, err := read(path)
+		if err != nil {
+			continue
+		}
+		if text, servers := withoutLoopback(string(b)); servers > 0 {
+			return text
+		}
+	}
+	return ""
+}
+
+func withoutLoopback(conf string) (text string, servers int) {
+	var b strings.Builder
+	for line := range strings.Lines(conf) {
+		if fields := strings.Fields(line); len(fields) > 1 && fields[0] == "nameserver" {
+			if a, err := netip.ParseAddr(fields[1]); err == nil && a.IsLoopback() {
+				continue
+			}
+			servers++
+		}
+		b.WriteString(line)
+	}
+	return b.String(), servers
+}
+
+// missing reports whether err says that a file is not there.
+func missing(err error) bool { return errors.Is(err, fs.ErrNotExist) }

@@ -1,0 +1,224 @@
+package containerd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+
+	client "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	"github.com/distribution/reference"
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+
+	"github.com/fairway-run/fairway/instancepool"
+	"github.com/fairway-run/fairway/revisions"
+)
+
+// progressEvery is how often the progress of a pull is told.
+const progressEvery = 250 * time.Millisecond
+
+// Resolve implements instancepool.Runtime. The image is also recorded under its
+// digest, so that it stays when the tag moves on or is deleted.
+func (r *Runtime) Resolve(ctx context.Context, image string, progress func(instancepool.Progress)) (string, error) {
+	c, err := r.connect()
+	if err != nil {
+		return "", err
+	}
+	ref, err := normalize(image)
+	if err != nil {
+		return "", err
+	}
+	img, err := r.local(ctx, c, ref)
+	if errdefs.IsNotFound(err) {
+		img, err = r.pull(ctx, c, ref, progress)
+	}
+	if err != nil {
+		return "", err
+	}
+	if err := r.unpack(ctx, c, img); err != nil {
+		return "", err
+	}
+	digest := img.Target().Digest.String()
+	pinned, err := pinnedName(ref, digest)
+	if err != nil {
+		return "", err
+	}
+	record := images.Image{Name: pinned, Target: img.Target(), Labels: map[string]string{labelManaged: "true"}}
+	rpc, cancel := r.within(ctx)
+	defer cancel()
+	if _, err := c.ImageService().Create(rpc, record); err != nil && !errdefs.IsAlreadyExists(err) {
+		return "", fmt.Errorf("pinning image %s: %w", image, explain(ctx, err))
+	}
+	return digest, nil
+}
+
+// normalize completes a reference as Docker does: app means
+// docker.io/library/app:latest.
+func normalize(image string) (string, error) {
+	named, err := reference.ParseDockerRef(image)
+	if err != nil {
+		return "", fmt.Errorf("%w: %q is no image reference: %w", instancepool.ErrImage, image, err)
+	}
+	return named.String(), nil
+}
+
+// pinnedName is the record's name for an image of a certain digest.
+func pinnedName(ref, digest string) (string, error) {
+	named, err := reference.ParseNormalizedNamed(ref)
+	if err != nil {
+		return "", fmt.Errorf("%w: %q is no image reference: %w", instancepool.ErrImage, ref, err)
+	}
+	return reference.TrimNamed(named).String() + "@" + digest, nil
+}
+
+func (r *Runtime) local(ctx context.Context, c *client.Client, ref string) (client.Image, error) {
+	rpc, cancel := r.within(ctx)
+	defer cancel()
+	img, err := c.GetImage(rpc, ref)
+	if err != nil {
+		return nil, fmt.Errorf("looking for image %s: %w", ref, explain(ctx, err))
+	}
+	return img, nil
+}
+
+// pinned returns the image of a revision.
+func (r *Runtime) pinned(ctx context.Context, c *client.Client, rev *revisions.Revision) (client.Image, error) {
+	ref, err := normalize(rev.Image)
+	if err != nil {
+		return nil, err
+	}
+	ref, err = pinnedName(ref, rev.Digest())
+	if err != nil {
+		return nil, err
+	}
+	img, err := r.local(ctx, c, ref)
+	if errdefs.IsNotFound(err) {
+		// Somebody removed it; what has the digest is the same image.
+		if img, err = r.pull(ctx, c, ref, nil); err == nil {
+			err = r.unpack(ctx, c, img)
+		}
+	}
+	return img, err
+}
+
+func (r *Runtime) pull(ctx context.Context, c *client.Client, ref string, progress func(instancepool.Progress)) (client.Image, error) {
+	resolver := docker.NewResolver(docker.ResolverOptions{Hosts: docker.ConfigureDefaultRegistries(
+		docker.WithPlainHTTP(docker.MatchLocalhost),
+		docker.WithAuthorizer(docker.NewDockerAuthorizer(docker.WithAuthCreds(credentials))),
+		docker.WithClient(&http.Client{}),
+	)})
+	pulling, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if progress != nil {
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			r.tell(pulling, c, progress)
+		}()
+		defer func() { cancel(); <-done }()
+	}
+	img, err := c.Pull(withNamespace(ctx, r.opts.Namespace), ref,
+		client.WithResolver(resolver), client.WithPlatform(platforms.DefaultString()))
+	switch {
+	case err == nil:
+		return img, nil
+	case ctx.Err() != nil, errdefs.IsUnavailable(err):
+		return nil, fmt.Errorf("pulling %s: %w", ref, explain(ctx, err))
+	}
+	return nil, fmt.Errorf("%w: pulling %s: %w", instancepool.ErrImage, ref, err)
+}
+
+// tell reports how many bytes have been fetched, until ctx ends.
+func (r *Runtime) tell(ctx context.Context, c *client.Client, progress func(instancepool.Progress)) {
+	tick := time.NewTicker(progressEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		rpc, cancel := r.within(ctx)
+		active, err := c.ContentStore().ListStatuses(rpc)
+		cancel()
+		if err != nil || len(active) == 0 {
+			continue
+		}
+		var p instancepool.Progress
+		for _, s := range active {
+			p.Done += s.Offset
+			p.Total += s.Total
+		}
+		progress(p)
+	}
+}
+
+// credentials looks in Docker's config.json and its credential helpers.
+func credentials(host string) (user, secret string, err error) {
+	if host == "registry-1.docker.io" {
+		host = name.DefaultRegistry
+	}
+	registry, err := name.NewRegistry(host, name.WeakValidation)
+	if err != nil {
+		return "", "", fmt.Errorf("reading credentials for %s: %w", host, err)
+	}
+	a, err := authn.DefaultKeychain.Resolve(registry)
+	if err != nil {
+		return "", "", fmt.Errorf("reading credentials for %s: %w", host, err)
+	}
+	cfg, err := a.Authorization()
+	if err != nil {
+		return "", "", fmt.Errorf("reading credentials for %s: %w", host, err)
+	}
+	if cfg.IdentityToken != "" {
+		return "", cfg.IdentityToken, nil
+	}
+	return cfg.Username, cfg.Password, nil
+}
+
+// unpack makes the image's file system ready for containers.
+func (r *Runtime) unpack(ctx context.Context, c *client.Client, img client.Image) error {
+	ctx = withNamespace(ctx, r.opts.Namespace)
+	unpacked, err := img.IsUnpacked(ctx, "")
+	if err == nil && !unpacked {
+		err = img.Unpack(ctx, "")
+	}
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil, errdefs.IsUnavailable(err):
+		return fmt.Errorf("unpacking image %s: %w", img.Name(), explain(ctx, err))
+	}
+	return fmt.Errorf("%w: unpacking %s: %w", instancepool.ErrImage, img.Name(), err)
+}
+
+// Import reads an OCI or Docker archive and returns the names of its images.
+func (r *Runtime) Import(ctx context.Context, archive io.Reader) ([]string, error) {
+	c, err := r.connect()
+	if err != nil {
+		return nil, err
+	}
+	ctx = withNamespace(ctx, r.opts.Namespace)
+	imported, err := c.Import(ctx, archive)
+	if err != nil {
+		return nil, fmt.Errorf("importing an archive: %w", explain(ctx, err))
+	}
+	if len(imported) == 0 {
+		return nil, errors.New("importing an archive: it holds no image with a name")
+	}
+	names := make([]string, 0, len(imported))
+	for _, img := range imported {
+		if err := r.unpack(ctx, c, client.NewImage(c, img)); err != nil {
+			return nil, err
+		}
+		names = append(names, img.Name)
+	}
+	return names, nil
+}

@@ -1,0 +1,163 @@
+package containerd
+
+import (
+	"bytes"
+	"cmp"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+const (
+	// logLimit is the size at which an instance's log is turned over; one older
+	// part is kept.
+	logLimit = 10 << 20
+	// logEvery is how often that is looked at.
+	logEvery = 5 * time.Second
+	// logsKept is how many logs of ended instances a service keeps.
+	logsKept = 10
+	oldPart  = ".1"
+)
+
+// logFile returns the path of an instance's log. The shim writes it: it goes on
+// while Caddy is away, and never makes the container wait.
+func (r *Runtime) logFile(service, id string) (string, error) {
+	dir := filepath.Join(r.opts.LogDir, service)
+	if err := os.MkdirAll(dir, 0o750); err != nil {
+		return "", fmt.Errorf("making the log directory: %w", err)
+	}
+	return filepath.Join(dir, id+".log"), nil
+}
+
+// rotateLoop bounds the logs until the runtime is closed.
+func (r *Runtime) rotateLoop() {
+	tick := time.NewTicker(logEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-r.ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if err := r.rotate(); err != nil {
+			r.log.Warn("bounding logs", zap.Error(err))
+		}
+	}
+}
+
+// rotate turns over the logs that are too long and deletes the oldest ones of
+// instances that are gone.
+func (r *Runtime) rotate() error {
+	r.mu.Lock()
+	live := make(map[string]bool, len(r.handles)+len(r.starting))
+	for id := range r.handles {
+		live[id] = true
+	}
+	for id := range r.starting {
+		live[id] = true
+	}
+	r.mu.Unlock()
+	services, err := os.ReadDir(r.opts.LogDir)
+	if err != nil {
+		return err
+	}
+	for _, service := range services {
+		if service.IsDir() {
+			if err := rotateService(filepath.Join(r.opts.LogDir, service.Name()), live); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func rotateService(dir string, live map[string]bool) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	type ended struct {
+		path string
+		at   time.Time
+	}
+	var old []ended
+	for _, e := range entries {
+		id, isLog := strings.CutSuffix(e.Name(), ".log")
+		info, err := e.Info()
+		if !isLog || err != nil {
+			continue
+		}
+		path := filepath.Join(dir, e.Name())
+		if info.Size() > logLimit {
+			if err := turnOver(path); err != nil {
+				return err
+			}
+		}
+		if !live[id] {
+			old = append(old, ended{path, info.ModTime()})
+		}
+	}
+	slices.SortFunc(old, func(a, b ended) int { return cmp.Compare(b.at.UnixNano(), a.at.UnixNano()) })
+	for _, o := range old[min(len(old), logsKept):] {
+		for _, path := range []string{o.path, o.path + oldPart} {
+			if err := os.Remove(path); err != nil && !missing(err) {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// turnOver copies a log away and empties it in place: the shim has it open, and
+// writes at its end wherever that is.
+func turnOver(path string) error {
+	in, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.Create(path + oldPart)
+	if err != nil {
+		return err
+	}
+	if _, err := io.Copy(out, in); err != nil {
+		_ = out.Close()
+		return err
+	}
+	if err := out.Close(); err != nil {
+		return err
+	}
+	return os.Truncate(path, 0)
+}
+
+// tail returns the last whole lines of a file, at most n bytes.
+func tail(path string, n int) string {
+	f, err := os.Open(path)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return ""
+	}
+	from := max(0, info.Size()-int64(n))
+	b := make([]byte, min(int64(n), info.Size()))
+	read, err := f.ReadAt(b, from)
+	if err != nil && err != io.EOF {
+		return ""
+	}
+	b = b[:read]
+	if from > 0 {
+		if i := bytes.IndexByte(b, '\n'); i >= 0 && i+1 < len(b) {
+			b = b[i+1:]
+		}
+	}
+	return strings.TrimSpace(strings.ToValidUTF8(string(b), "�"))
+}

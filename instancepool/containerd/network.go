@@ -1,0 +1,396 @@
+package containerd
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/v2/pkg/netns"
+	gocni "github.com/containerd/go-cni"
+	"go.uber.org/zap"
+)
+
+const (
+	// networkTimeout bounds the plugins' work on one network.
+	networkTimeout = 30 * time.Second
+	// refillPause follows a network that could not be made ahead.
+	refillPause = 5 * time.Second
+	interfaceIn = "eth0"
+	networkName = "fairway"
+)
+
+// attachment is the network of one instance.
+type attachment struct {
+	// ID names it; it is not that of the instance, as it may have been made ahead.
+	ID string
+	// NetNS is the path of its network namespace; empty for the host's.
+	NetNS string
+	// Address is the host and port that the instance is dialled at.
+	Address string
+}
+
+func (a attachment) host() string {
+	host, _, err := net.SplitHostPort(a.Address)
+	if err != nil {
+		return a.Address
+	}
+	return host
+}
+
+// port is what the instance is told to listen on.
+func (a attachment) port(otherwise int) int {
+	_, text, err := net.SplitHostPort(a.Address)
+	if err != nil {
+		return otherwise
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil {
+		return otherwise
+	}
+	return n
+}
+
+// network gives instances their networks.
+type network interface {
+	// attach returns a network for an instance that listens on port.
+	attach(ctx context.Context, port int) (attachment, error)
+	// detach removes a network and gives its address back. It is idempotent.
+	detach(ctx context.Context, id string) error
+	// adopt notes that a network from an earlier process is in use.
+	adopt(id string)
+	// sweep removes the networks that nobody uses.
+	sweep(ctx context.Context) error
+	// fill makes networks ahead until ctx ends.
+	fill(ctx context.Context, log *zap.Logger)
+	// close removes what was made ahead.
+	close() error
+}
+
+// bridgeNetwork makes network namespaces on a bridge, with CNI's plugins.
+type bridgeNetwork struct {
+	conf   []byte
+	bins   []string
+	netns  string // directory of the namespaces
+	leases string // directory of the addresses given out
+	want   int    // to be kept ready
+	taken  chan struct{}
+
+	// making is held for reading while a namespace exists whose ID is not in used
+	// yet, and for writing while it is looked for those that nobody uses.
+	making sync.RWMutex
+
+	mu    sync.Mutex // guards all below
+	cni   gocni.CNI
+	ready []attachment    // made ahead; Address without a port
+	used  map[string]bool // IDs of those and of all in use
+}
+
+func newBridgeNetwork(o Options) *bridgeNetwork {
+	data := filepath.Join(o.StateDir, "ipam")
+	return &bridgeNetwork{
+		conf: bridgeConf(o.bridge(), o.Subnet, data), bins: o.CNIBinDirs,
+		netns: filepath.Join(o.StateDir, "netns"), leases: filepath.Join(data, networkName),
+		want: o.Prepared, taken: make(chan struct{}, 1), used: make(map[string]bool),
+	}
+}
+
+// bridgeConf is the network's CNI configuration.
+func bridgeConf(bridge, subnet, data string) []byte {
+	route := "0.0.0.0/0"
+	if p, err := netip.ParsePrefix(subnet); err == nil && p.Addr().Is6() {
+		route = "::/0"
+	}
+	type object = map[string]any
+	b, err := json.Marshal(object{
+		"cniVersion": "0.4.0", "name": networkName,
+		"plugins": []object{{
+			"type": "bridge", "bridge": bridge, "isGateway": true, "ipMasq": true, "hairpinMode": true,
+			"ipam": object{
+				"type": "host-local", "dataDir": data,
+				"ranges": [][]object{{{"subnet": subnet}}}, "routes": []object{{"dst": route}},
+			},
+		}},
+	})
+	if err != nil {
+		panic("containerd: encoding a constant: " + err.Error())
+	}
+	return b
+}
+
+// plugins returns the CNI plugins, which are looked for at the first use.
+func (n *bridgeNetwork) plugins() (gocni.CNI, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.cni != nil {
+		return n.cni, nil
+	}
+	for _, plugin := range []string{"bridge", "host-local", "loopback"} {
+		if !n.has(plugin) {
+			return nil, fmt.Errorf("the CNI plugin %q is not in %s: install the CNI plugins (Debian: containernetworking-plugins)",
+				plugin, strings.Join(n.bins, ", "))
+		}
+	}
+	cni, err := gocni.New(gocni.WithMinNetworkCount(2), gocni.WithPluginDir(n.bins), gocni.WithInterfacePrefix("eth"))
+	if err != nil {
+		return nil, fmt.Errorf("setting up CNI: %w", err)
+	}
+	if err := cni.Load(gocni.WithLoNetwork, gocni.WithConfListBytes(n.conf)); err != nil {
+		return nil, fmt.Errorf("setting up CNI: %w", err)
+	}
+	n.cni = cni
+	return cni, nil
+}
+
+func (n *bridgeNetwork) has(plugin string) bool {
+	for _, dir := range n.bins {
+		if _, err := os.Stat(filepath.Join(dir, plugin)); err == nil {
+			return true
+		}
+	}
+	return false
+}
+
+func (n *bridgeNetwork) attach(ctx context.Context, port int) (attachment, error) {
+	a, ok := n.take()
+	if !ok {
+		var err error
+		if a, err = n.make(ctx); err != nil {
+			return attachment{}, err
+		}
+	}
+	a.Address = net.JoinHostPort(a.Address, strconv.Itoa(port))
+	return a, nil
+}
+
+func (n *bridgeNetwork) take() (attachment, bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	select {
+	case n.taken <- struct{}{}:
+	default:
+	}
+	if len(n.ready) == 0 {
+		return attachment{}, false
+	}
+	a := n.ready[0]
+	n.ready = n.ready[1:]
+	return a, true
+}
+
+// make makes a network namespace on the bridge.
+func (n *bridgeNetwork) make(ctx context.Context) (attachment, error) {
+	cni, err := n.plugins()
+	if err != nil {
+		return attachment{}, err
+	}
+	if err := os.MkdirAll(n.netns, 0o711); err != nil {
+		return attachment{}, err
+	}
+	ns, err := n.namespace()
+	if err != nil {
+		return attachment{}, fmt.Errorf("making a network namespace: %w", err)
+	}
+	id := filepath.Base(ns.GetPath())
+	ctx, cancel := context.WithTimeout(ctx, networkTimeout)
+	defer cancel()
+	result, err := cni.Setup(ctx, id, ns.GetPath())
+	if err == nil {
+		if cfg := result.Interfaces[interfaceIn]; cfg != nil && len(cfg.IPConfigs) > 0 {
+			return attachment{ID: id, NetNS: ns.GetPath(), Address: cfg.IPConfigs[0].IP.String()}, nil
+		}
+		err = errors.New("the plugins gave no address")
+	}
+	return attachment{}, errors.Join(fmt.Errorf("setting up the network: %w", err), n.detach(context.WithoutCancel(ctx), id))
+}
+
+func (n *bridgeNetwork) namespace() (*netns.NetNS, error) {
+	n.making.RLock()
+	defer n.making.RUnlock()
+	ns, err := netns.NewNetNS(n.netns)
+	if err == nil {
+		n.adopt(filepath.Base(ns.GetPath()))
+	}
+	return ns, err
+}
+
+func (n *bridgeNetwork) detach(ctx context.Context, id string) error {
+	cni, err := n.plugins()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, networkTimeout)
+	defer cancel()
+	path := filepath.Join(n.netns, id)
+	if err := cni.Remove(ctx, id, path); err != nil {
+		return fmt.Errorf("removing network %s: %w", id, err)
+	}
+	if err := netns.LoadNetNS(path).Remove(); err != nil && !missing(err) {
+		return fmt.Errorf("removing network namespace %s: %w", id, err)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.used, id)
+	return nil
+}
+
+func (n *bridgeNetwork) adopt(id string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.used[id] = true
+}
+
+func (n *bridgeNetwork) inUse(id string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.used[id]
+}
+
+// sweep looks at the namespaces and at the addresses: after a restart of the
+// host the former are gone, and a crash may have come between the two.
+func (n *bridgeNetwork) sweep(ctx context.Context) error {
+	ids, err := n.unused()
+	if err != nil {
+		return err
+	}
+	var problems error
+	for _, id := range ids {
+		problems = errors.Join(problems, n.detach(ctx, id))
+	}
+	return problems
+}
+
+// unused returns the IDs of the networks that nobody uses.
+func (n *bridgeNetwork) unused() ([]string, error) {
+	n.making.Lock()
+	defer n.making.Unlock()
+	ids := make(map[string]bool)
+	entries, err := os.ReadDir(n.netns)
+	if err != nil && !missing(err) {
+		return nil, err
+	}
+	for _, e := range entries {
+		ids[e.Name()] = true
+	}
+	given, err := os.ReadDir(n.leases)
+	if err != nil && !missing(err) {
+		return nil, err
+	}
+	for _, e := range given {
+		if _, err := netip.ParseAddr(e.Name()); err != nil {
+			continue // the plugin's lock and counters
+		}
+		b, err := os.ReadFile(filepath.Join(n.leases, e.Name()))
+		if err != nil {
+			continue
+		}
+		id, _, _ := strings.Cut(string(b), "\n")
+		if id = strings.TrimSpace(id); id == "" { // the plugin was killed while it wrote
+			_ = os.Remove(filepath.Join(n.leases, e.Name()))
+			continue
+		}
+		ids[id] = true
+	}
+	maps.DeleteFunc(ids, func(id string, _ bool) bool { return n.inUse(id) })
+	return slices.Sorted(maps.Keys(ids)), nil
+}
+
+func (n *bridgeNetwork) fill(ctx context.Context, log *zap.Logger) {
+	for ctx.Err() == nil {
+		n.mu.Lock()
+		missing := n.want - len(n.ready)
+		n.mu.Unlock()
+		if missing <= 0 {
+			select {
+			case <-n.taken:
+			case <-ctx.Done():
+			}
+			continue
+		}
+		a, err := n.make(ctx)
+		if err == nil {
+			n.mu.Lock()
+			n.ready = append(n.ready, a)
+			n.mu.Unlock()
+			continue
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		log.Warn("making a network ahead", zap.Error(err))
+		pause := time.NewTimer(refillPause)
+		select {
+		case <-pause.C:
+		case <-ctx.Done():
+			pause.Stop()
+		}
+	}
+}
+
+func (n *bridgeNetwork) close() error {
+	n.mu.Lock()
+	ready := n.ready
+	n.ready = nil
+	n.mu.Unlock()
+	problems := make([]error, len(ready))
+	var removals sync.WaitGroup
+	for i, a := range ready {
+		removals.Go(func() { problems[i] = n.detach(context.Background(), a.ID) })
+	}
+	removals.Wait()
+	return errors.Join(problems...)
+}
+
+// hostNetwork gives each instance a port of the host's loopback interface.
+type hostNetwork struct {
+	mu   sync.Mutex // guards used
+	used map[string]bool
+}
+
+func newHostNetwork() *hostNetwork { return &hostNetwork{used: make(map[string]bool)} }
+
+func (n *hostNetwork) attach(ctx context.Context, _ int) (attachment, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for {
+		l, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
+		if err != nil {
+			return attachment{}, fmt.Errorf("looking for a free port: %w", err)
+		}
+		address := l.Addr().String()
+		if err := l.Close(); err != nil {
+			return attachment{}, fmt.Errorf("looking for a free port: %w", err)
+		}
+		if !n.used[address] { // taken by an instance that does not listen yet
+			n.used[address] = true
+			return attachment{ID: address, Address: address}, nil
+		}
+	}
+}
+
+func (n *hostNetwork) detach(_ context.Context, id string) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.used, id)
+	return nil
+}
+
+func (n *hostNetwork) adopt(id string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.used[id] = true
+}
+
+func (n *hostNetwork) sweep(context.Context) error       { return nil }
+func (n *hostNetwork) fill(context.Context, *zap.Logger) {}
+func (n *hostNetwork) close() error                      { return nil }

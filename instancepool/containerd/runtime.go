@@ -1,0 +1,178 @@
+package containerd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	client "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/fairway-run/fairway/instancepool"
+)
+
+const (
+	// rpcTimeout bounds one call of containerd, which may hang for ever.
+	rpcTimeout = 30 * time.Second
+	// reconnectAfter bounds the pause between attempts to reach containerd.
+	reconnectAfter = time.Second
+	// sweepEvery is how often leftovers are looked for without a reason; with one
+	// it is sweepSoon.
+	sweepEvery = 5 * time.Minute
+	sweepSoon  = 2 * time.Second
+)
+
+// Runtime is an instancepool.Runtime on containerd. It is safe for concurrent
+// use.
+type Runtime struct {
+	opts    Options
+	log     *zap.Logger
+	network network
+
+	ctx    context.Context // ends with Close
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+	dirty  chan struct{} // something may be left to sweep
+
+	mu       sync.Mutex // guards all below
+	client   *client.Client
+	lock     *os.File
+	handles  map[string]*handle   // by ID: what runs, until nothing is left of it
+	starting map[string]bool      // IDs that Start is at work on
+	specs    map[string]*specBase // by revision
+}
+
+// New returns a runtime that has done nothing yet: it connects at its first use.
+func New(opts Options) (*Runtime, error) {
+	opts = opts.WithDefaults()
+	if err := opts.validate(); err != nil {
+		return nil, err
+	}
+	r := &Runtime{
+		opts: opts, log: opts.Logger, dirty: make(chan struct{}, 1),
+		handles: make(map[string]*handle), starting: make(map[string]bool), specs: make(map[string]*specBase),
+	}
+	r.ctx, r.cancel = context.WithCancel(namespaces.WithNamespace(context.Background(), opts.Namespace))
+	if opts.Network == Host {
+		r.network = newHostNetwork()
+	} else {
+		r.network = newBridgeNetwork(opts)
+	}
+	return r, nil
+}
+
+// connect returns the client, and at the first call takes hold of the state
+// directory and starts what runs in the background.
+func (r *Runtime) connect() (*client.Client, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.client != nil {
+		return r.client, nil
+	}
+	if r.ctx.Err() != nil {
+		return nil, errors.New("the runtime is closed")
+	}
+	for _, dir := range []string{r.opts.StateDir, r.opts.LogDir} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return nil, fmt.Errorf("making a directory: %w", err)
+		}
+	}
+	lock, err := takeLock(filepath.Join(r.opts.StateDir, "lock"))
+	if err != nil {
+		return nil, fmt.Errorf("taking hold of namespace %s: %w", r.opts.Namespace, err)
+	}
+	c, err := client.New(r.opts.Address, client.WithTimeout(reconnectAfter))
+	if err != nil {
+		_ = lock.Close()
+		return nil, fmt.Errorf("connecting to containerd at %s: %w", r.opts.Address, err)
+	}
+	r.client, r.lock = c, lock
+	r.wg.Go(r.sweepLoop)
+	r.wg.Go(r.rotateLoop)
+	r.wg.Go(func() { r.network.fill(r.ctx, r.log) })
+	return c, nil
+}
+
+// takeLock makes sure that one process at a time manages a state directory: two
+// would take each other's instances for leftovers.
+func takeLock(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		defer f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			pid, _ := os.ReadFile(path)
+			return nil, fmt.Errorf("another Fairway process (pid %s) manages it", strings.TrimSpace(string(pid)))
+		}
+		return nil, fmt.Errorf("locking %s: %w", path, err)
+	}
+	if err := f.Truncate(0); err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	if _, err := f.WriteAt(fmt.Appendf(nil, "%d\n", os.Getpid()), 0); err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// Close implements instancepool.Runtime. Instances go on running.
+func (r *Runtime) Close() error {
+	r.mu.Lock()
+	c, lock := r.client, r.lock
+	handles := make([]*handle, 0, len(r.handles))
+	for _, h := range r.handles {
+		handles = append(handles, h)
+	}
+	r.cancel()
+	r.client, r.lock = nil, nil
+	r.mu.Unlock()
+	r.wg.Wait()
+	for _, h := range handles {
+		h.forget()
+	}
+	var err error
+	if c != nil {
+		err = errors.Join(r.network.close(), c.Close(), lock.Close())
+	}
+	return err
+}
+
+// within bounds a call of containerd and adds the namespace.
+func (r *Runtime) within(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(namespaces.WithNamespace(ctx, r.opts.Namespace), rpcTimeout)
+}
+
+// explain marks the errors that mean that containerd does not answer.
+func explain(ctx context.Context, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return fmt.Errorf("%w (%w)", context.Cause(ctx), err)
+	case errdefs.IsUnavailable(err), errdefs.IsDeadlineExceeded(err), errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("%w: %w", instancepool.ErrUnavailable, err)
+	}
+	return err
+}
+
+// leftovers asks for a look at what may have been left behind.
+func (r *Runtime) leftovers() {
+	select {
+	case r.dirty <- struct{}{}:
+	default:
+	}
+}
+
+var _ instancepool.Runtime = (*Runtime)(nil)

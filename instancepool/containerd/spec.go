@@ -1,0 +1,193 @@
+package containerd
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"sync"
+
+	client "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/contrib/seccomp"
+	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/containerd/v2/pkg/oci"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/fairway-run/fairway/revisions"
+)
+
+const (
+	// cpuPeriod is the kernel's usual period of a CPU quota, in microseconds.
+	cpuPeriod = 100_000
+	// pidsLimit keeps a fork bomb inside its container.
+	pidsLimit = 4096
+	// oomScore makes the kernel take an instance before Caddy or containerd.
+	oomScore = 500
+)
+
+// capabilities are Docker's default set without those that a web service has no
+// use for: raw sockets, device nodes, audit, file capabilities, chroot.
+var capabilities = []string{
+	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL",
+	"CAP_NET_BIND_SERVICE", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID",
+}
+
+// specBase is what the specs of all instances of a revision have in common. It
+// is made with the first of them: reading the image's configuration and its
+// users takes as long as all the rest.
+type specBase struct {
+	image client.Image
+
+	mu   sync.Mutex // guards json
+	json []byte
+}
+
+// perInstance is what differs between the specs of a revision's instances.
+type perInstance struct {
+	id      string
+	port    int
+	netns   string // empty: the host's network
+	files   string // directory with hosts, hostname and resolv.conf
+	cgroups string
+}
+
+// spec returns an option that makes an instance's spec.
+func (b *specBase) spec(rev *revisions.Revision, p perInstance) oci.SpecOpts {
+	return func(ctx context.Context, c oci.Client, container *containers.Container, s *oci.Spec) error {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if b.json == nil {
+			base, err := oci.GenerateSpec(ctx, c, container, common(rev, b.image)...)
+			if err != nil {
+				return err
+			}
+			if b.json, err = json.Marshal(base); err != nil {
+				return fmt.Errorf("encoding the spec: %w", err)
+			}
+		}
+		*s = oci.Spec{}
+		if err := json.Unmarshal(b.json, s); err != nil {
+			return fmt.Errorf("decoding the spec: %w", err)
+		}
+		p.apply(s)
+		return nil
+	}
+}
+
+// common says what all instances of a revision are.
+func common(rev *revisions.Revision, image client.Image) []oci.SpecOpts {
+	c := rev.Container()
+	opts := []oci.SpecOpts{oci.WithDefaultPathEnv}
+	switch {
+	case len(c.Command) > 0: // Kubernetes: command replaces the entrypoint and the arguments
+		opts = append(opts, oci.WithImageConfig(image), oci.WithProcessArgs(slices.Concat(c.Command, c.Args)...))
+	case len(c.Args) > 0:
+		opts = append(opts, oci.WithImageConfigArgs(image, c.Args))
+	default:
+		opts = append(opts, oci.WithImageConfig(image))
+	}
+	env := rev.Env()
+	for _, e := range c.Env {
+		env = append(env, e.Name+"="+e.Value)
+	}
+	opts = append(opts, oci.WithEnv(env))
+	if c.WorkingDir != "" {
+		opts = append(opts, oci.WithProcessCwd(c.WorkingDir))
+	}
+	if sc := c.SecurityContext; sc != nil && sc.RunAsUser != nil {
+		opts = append(opts, oci.WithUserID(uint32(*sc.RunAsUser)))
+	}
+	opts = append(opts,
+		oci.WithNoNewPrivileges, oci.WithCapabilities(capabilities),
+		oci.WithPidsLimit(pidsLimit), withOOMScore, withLimits(c.Resources.Limits),
+		seccomp.WithDefaultProfile(), // last: it depends on the capabilities
+	)
+	return opts
+}
+
+func withOOMScore(_ context.Context, _ oci.Client, _ *containers.Container, s *oci.Spec) error {
+	score := oomScore
+	s.Process.OOMScoreAdj = &score
+	return nil
+}
+
+func withLimits(limits corev1.ResourceList) oci.SpecOpts {
+	return func(ctx context.Context, c oci.Client, container *containers.Container, s *oci.Spec) error {
+		if q, ok := limits[corev1.ResourceCPU]; ok {
+			quota := max(q.MilliValue()*cpuPeriod/1000, 1000) // the kernel takes no less than 1 ms
+			if err := oci.WithCPUCFS(quota, cpuPeriod)(ctx, c, container, s); err != nil {
+				return err
+			}
+		}
+		if q, ok := limits[corev1.ResourceMemory]; ok {
+			// Swap would only make an app that exceeds its memory slow.
+			if err := oci.WithMemoryLimit(uint64(q.Value()))(ctx, c, container, s); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
+
+// apply makes a common spec that of one instance.
+func (p perInstance) apply(s *oci.Spec) {
+	s.Hostname = p.id
+	s.Linux.CgroupsPath = p.cgroups
+	s.Process.Env = setEnv(s.Process.Env, "PORT", strconv.Itoa(p.port))
+	s.Process.Env = setEnv(s.Process.Env, "HOSTNAME", p.id)
+	s.Linux.Namespaces = slices.DeleteFunc(s.Linux.Namespaces, func(ns specs.LinuxNamespace) bool {
+		return ns.Type == specs.NetworkNamespace
+	})
+	if p.netns != "" {
+		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: p.netns})
+	}
+	for _, name := range []string{"hosts", "hostname", "resolv.conf"} {
+		s.Mounts = append(s.Mounts, specs.Mount{
+			Destination: "/etc/" + name, Type: "bind", Source: filepath.Join(p.files, name),
+			Options: []string{"rbind", "ro", "nosuid", "nodev", "noexec"},
+		})
+	}
+}
+
+func setEnv(env []string, name, value string) []string {
+	env = slices.DeleteFunc(slices.Clone(env), func(e string) bool {
+		return len(e) > len(name) && e[:len(name)] == name && e[len(name)] == '='
+	})
+	return append(env, name+"="+value)
+}
+
+// cgroupPath is where an instance's limits are, below the root of the hierarchy.
+func cgroupPath(namespace, id string) string { return "/fairway/" + namespace + "/" + id }
+
+// withNamespace says which of containerd's namespaces a call is about.
+func withNamespace(ctx context.Context, namespace string) context.Context {
+	return namespaces.WithNamespace(ctx, namespace)
+}
+
+// Labels of everything that Fairway makes. What lacks labelManaged is never
+// touched.
+const (
+	labelManaged  = "run.fairway/managed"
+	labelService  = "run.fairway/service"
+	labelRevision = "run.fairway/revision"
+	labelNetwork  = "run.fairway/network"
+	labelAddress  = "run.fairway/address"
+	labelLog      = "run.fairway/log"
+	// extensionRevision holds the whole revision, so that a later process knows
+	// what it adopts.
+	extensionRevision = "run.fairway.revision"
+	// labelRoot keeps containerd's garbage collector from a snapshot whose
+	// container is not recorded yet.
+	labelRoot = "containerd.io/gc.root"
+)
+
+func labels(rev *revisions.Revision, more map[string]string) map[string]string {
+	all := map[string]string{labelManaged: "true", labelService: rev.Service, labelRevision: rev.Name}
+	maps.Copy(all, more)
+	return all
+}

@@ -1,0 +1,231 @@
+package containerd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	client "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/cio"
+	"github.com/containerd/typeurl/v2"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/fairway-run/fairway/instancepool"
+	"github.com/fairway-run/fairway/revisions"
+)
+
+// undoTimeout bounds the removal of what a failed start has made. It does not
+// depend on the start's own context, which may be why it failed.
+const undoTimeout = 20 * time.Second
+
+// revisionURL is the type of the extension that holds a revision.
+const revisionURL = "run.fairway/revision.json"
+
+// Start implements instancepool.Runtime.
+func (r *Runtime) Start(ctx context.Context, spec instancepool.StartSpec) (_ instancepool.Handle, err error) {
+	c, err := r.connect()
+	if err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	if r.starting[spec.ID] || r.handles[spec.ID] != nil {
+		r.mu.Unlock()
+		return nil, fmt.Errorf("starting %s: it exists", spec.ID)
+	}
+	r.starting[spec.ID] = true
+	r.mu.Unlock()
+	s := &start{r: r, client: c, spec: spec}
+	h, err := s.run(ctx)
+	if err != nil {
+		s.undo()
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.starting, spec.ID)
+	if err != nil {
+		return nil, fmt.Errorf("starting %s: %w", spec.ID, explain(ctx, err))
+	}
+	r.handles[spec.ID] = h
+	return h, nil
+}
+
+// start is one start in progress, with the steps that undo what it has done.
+type start struct {
+	r      *Runtime
+	client *client.Client
+	spec   instancepool.StartSpec
+	undos  []func(context.Context) error
+	began  time.Time
+}
+
+func (s *start) onFailure(undo func(context.Context) error) { s.undos = append(s.undos, undo) }
+
+// undo takes back every step, the last one first. What cannot be taken back now
+// is swept later.
+func (s *start) undo() {
+	ctx, cancel := context.WithTimeout(withNamespace(context.Background(), s.r.opts.Namespace), undoTimeout)
+	defer cancel()
+	var err error
+	for i := len(s.undos) - 1; i >= 0; i-- {
+		err = errors.Join(err, s.undos[i](ctx))
+	}
+	if err != nil {
+		s.r.leftovers()
+	}
+}
+
+// phase reports how long the phase took that ends here.
+func (s *start) phase(name string) {
+	now := time.Now()
+	if s.spec.Observe != nil && !s.began.IsZero() {
+		s.spec.Observe(name, now.Sub(s.began))
+	}
+	s.began = now
+}
+
+func (s *start) run(ctx context.Context) (*handle, error) {
+	r, rev, id := s.r, s.spec.Revision, s.spec.ID
+	s.phase("")
+	base, err := r.base(ctx, s.client, rev)
+	if err != nil {
+		return nil, err
+	}
+	net, err := r.network.attach(ctx, rev.Port.Number)
+	if err != nil {
+		return nil, fmt.Errorf("attaching the network: %w", err)
+	}
+	s.onFailure(func(ctx context.Context) error { return r.network.detach(ctx, net.ID) })
+	files := r.filesDir(id)
+	if err := writeFiles(files, id, net.host()); err != nil {
+		return nil, err
+	}
+	s.onFailure(func(context.Context) error { return removeFiles(files) })
+	s.phase("network")
+
+	log, err := r.logFile(rev.Service, id)
+	if err != nil {
+		return nil, err
+	}
+	container, err := s.create(ctx, base, net, log)
+	if err != nil {
+		return nil, err
+	}
+	s.phase("container")
+
+	task, err := s.task(ctx, container, log)
+	if err != nil {
+		return nil, err
+	}
+	s.phase("task")
+
+	h := &handle{r: r, id: id, rev: rev, net: net, log: log, container: container, task: task, exited: make(chan struct{})}
+	if err := h.watch(); err != nil {
+		return nil, err
+	}
+	rpc, cancel := r.within(ctx)
+	defer cancel()
+	if err := task.Start(rpc); err != nil {
+		h.forget()
+		return nil, fmt.Errorf("starting the process: %w", err)
+	}
+	h.started = time.Now()
+	s.phase("start")
+	return h, nil
+}
+
+// create makes the container with its snapshot and spec.
+func (s *start) create(ctx context.Context, base *specBase, net attachment, log string) (client.Container, error) {
+	r, rev, id := s.r, s.spec.Revision, s.spec.ID
+	record, err := recordOf(rev)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := r.within(ctx)
+	defer cancel()
+	s.onFailure(func(ctx context.Context) error { return r.removeSnapshot(ctx, s.client, id) })
+	container, err := s.client.NewContainer(ctx, id,
+		client.WithImage(base.image),
+		client.WithNewSnapshot(id, base.image, snapshots.WithLabels(map[string]string{
+			labelManaged: "true", labelRoot: time.Now().UTC().Format(time.RFC3339),
+		})),
+		client.WithContainerLabels(labels(rev, map[string]string{
+			labelNetwork: net.ID, labelAddress: net.Address, labelLog: log,
+		})),
+		client.WithContainerExtension(extensionRevision, record),
+		client.WithNewSpec(base.spec(rev, perInstance{
+			id: id, port: net.port(rev.Port.Number), netns: net.NetNS,
+			files: r.filesDir(id), cgroups: cgroupPath(r.opts.Namespace, id),
+		})),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("creating the container: %w", err)
+	}
+	s.onFailure(func(ctx context.Context) error { return ignoreMissing(container.Delete(ctx)) })
+	return container, nil
+}
+
+// task makes the process, which waits to be started.
+func (s *start) task(ctx context.Context, container client.Container, log string) (client.Task, error) {
+	// Even a call that fails, for its deadline say, may leave a task.
+	s.onFailure(func(ctx context.Context) error {
+		task, err := container.Task(ctx, nil)
+		if err != nil {
+			return ignoreMissing(err)
+		}
+		_, err = task.Delete(ctx, client.WithProcessKill)
+		return ignoreMissing(err)
+	})
+	rpc, cancel := s.r.within(ctx)
+	defer cancel()
+	task, err := container.NewTask(rpc, cio.LogFile(log))
+	if err != nil {
+		return nil, fmt.Errorf("creating the process: %w", err)
+	}
+	return task, nil
+}
+
+// base returns what the specs of a revision have in common.
+func (r *Runtime) base(ctx context.Context, c *client.Client, rev *revisions.Revision) (*specBase, error) {
+	key := rev.Name + " " + rev.Hash
+	r.mu.Lock()
+	base := r.specs[key]
+	r.mu.Unlock()
+	if base != nil {
+		return base, nil
+	}
+	img, err := r.pinned(ctx, c, rev)
+	if err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if base = r.specs[key]; base == nil {
+		base = &specBase{image: img}
+		r.specs[key] = base
+	}
+	return base, nil
+}
+
+func (r *Runtime) filesDir(id string) string { return filepath.Join(r.opts.StateDir, "files", id) }
+
+// recordOf encodes a revision for its container's record.
+func recordOf(rev *revisions.Revision) (*anypb.Any, error) {
+	b, err := rev.MarshalJSON()
+	if err != nil {
+		return nil, err
+	}
+	return &anypb.Any{TypeUrl: revisionURL, Value: b}, nil
+}
+
+// revisionOf decodes what recordOf encoded.
+func revisionOf(extensions map[string]typeurl.Any) (*revisions.Revision, error) {
+	record := extensions[extensionRevision]
+	if record == nil {
+		return nil, errors.New("its container carries no revision")
+	}
+	rev := new(revisions.Revision)
+	return rev, rev.UnmarshalJSON(record.GetValue())
+}

@@ -1,0 +1,246 @@
+package containerd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	client "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	"go.uber.org/zap"
+
+	"github.com/fairway-run/fairway/instancepool"
+)
+
+// managed is the filter for what Fairway made.
+const managed = `labels."` + labelManaged + `"==true`
+
+// List implements instancepool.Runtime.
+func (r *Runtime) List(ctx context.Context) ([]instancepool.Handle, error) {
+	if err := r.sweep(ctx); err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := make([]instancepool.Handle, 0, len(r.handles))
+	for _, h := range r.handles {
+		all = append(all, h)
+	}
+	slices.SortFunc(all, func(a, b instancepool.Handle) int { return strings.Compare(a.ID(), b.ID()) })
+	return all, nil
+}
+
+// sweepLoop sweeps soon after something may have been left, and from time to
+// time, until the runtime is closed.
+func (r *Runtime) sweepLoop() {
+	timer := time.NewTimer(sweepEvery)
+	defer timer.Stop()
+	for {
+		select {
+		case <-r.ctx.Done():
+			return
+		case <-r.dirty:
+			timer.Reset(sweepSoon)
+			continue
+		case <-timer.C:
+		}
+		timer.Reset(sweepEvery)
+		ctx, cancel := context.WithTimeout(r.ctx, 2*rpcTimeout)
+		err := r.sweep(ctx)
+		cancel()
+		if err != nil && r.ctx.Err() == nil {
+			r.log.Warn("removing what was left behind", zap.Error(err))
+			timer.Reset(sweepSoon)
+		}
+	}
+}
+
+// sweep makes a handle for each instance that runs, and removes what is left of
+// those that do not: containers, snapshots, files, networks. It returns an error
+// if it could not look; what it cannot remove it tries again later.
+func (r *Runtime) sweep(ctx context.Context) error {
+	c, err := r.connect()
+	if err != nil {
+		return err
+	}
+	rpc, cancel := r.within(ctx)
+	containers, err := c.Containers(rpc, managed)
+	cancel()
+	if err != nil {
+		return fmt.Errorf("listing containers: %w", explain(ctx, err))
+	}
+	var left error
+	for _, container := range containers {
+		if r.busy(container.ID()) {
+			continue
+		}
+		h, err := r.load(ctx, container)
+		switch {
+		case err == nil && h != nil:
+			r.keep(h)
+		case err == nil:
+			left = errors.Join(left, r.remove(ctx, container, r.networkOf(ctx, container)))
+		case errors.Is(err, instancepool.ErrUnavailable):
+			return err
+		default:
+			left = errors.Join(left, err)
+		}
+	}
+	left = errors.Join(left, r.sweepSnapshots(ctx, c), r.sweepFiles(), r.network.sweep(ctx))
+	if left != nil && ctx.Err() == nil {
+		r.log.Warn("removing what was left behind", zap.Error(left))
+		r.leftovers()
+	}
+	return nil
+}
+
+// busy reports whether an instance is known to run or being started.
+func (r *Runtime) busy(id string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.starting[id] || r.handles[id] != nil
+}
+
+// keep makes a handle known, unless the instance has become known meanwhile.
+func (r *Runtime) keep(h *handle) {
+	r.mu.Lock()
+	if r.handles[h.id] == nil && r.ctx.Err() == nil {
+		r.handles[h.id] = h
+		r.mu.Unlock()
+		return
+	}
+	r.mu.Unlock()
+	h.forget()
+}
+
+// load returns a handle for a container whose process runs, or nil for one that
+// is dead or was never started.
+func (r *Runtime) load(ctx context.Context, container client.Container) (*handle, error) {
+	ctx, cancel := r.within(ctx)
+	defer cancel()
+	info, err := container.Info(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("reading container %s: %w", container.ID(), explain(ctx, err))
+	}
+	task, err := container.Task(ctx, nil)
+	if errdefs.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading task %s: %w", container.ID(), explain(ctx, err))
+	}
+	status, err := task.Status(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("reading task %s: %w", container.ID(), explain(ctx, err))
+	}
+	if status.Status != client.Running && status.Status != client.Paused {
+		return nil, nil
+	}
+	rev, err := revisionOf(info.Extensions)
+	if err != nil {
+		r.log.Warn("an instance cannot be adopted and is removed", zap.String("instance", container.ID()), zap.Error(err))
+		return nil, nil
+	}
+	h := &handle{
+		r: r, id: container.ID(), rev: rev, log: info.Labels[labelLog], container: container, task: task,
+		started: info.CreatedAt, exited: make(chan struct{}),
+		net: attachment{ID: info.Labels[labelNetwork], Address: info.Labels[labelAddress]},
+	}
+	if err := h.watch(); err != nil {
+		return nil, nil // it has just ended
+	}
+	r.network.adopt(h.net.ID)
+	return h, nil
+}
+
+func (r *Runtime) networkOf(ctx context.Context, container client.Container) string {
+	ctx, cancel := r.within(ctx)
+	defer cancel()
+	labels, err := container.Labels(ctx)
+	if err != nil {
+		return "" // the sweep of the networks finds it
+	}
+	return labels[labelNetwork]
+}
+
+// remove removes a container with all that belongs to it.
+func (r *Runtime) remove(ctx context.Context, container client.Container, network string) error {
+	id := container.ID()
+	rpc, cancel := r.within(ctx)
+	defer cancel()
+	task, err := container.Task(rpc, nil)
+	if err == nil {
+		_, err = task.Delete(rpc, client.WithProcessKill)
+	}
+	if err := ignoreMissing(err); err != nil {
+		return fmt.Errorf("deleting task %s: %w", id, err)
+	}
+	if err := ignoreMissing(container.Delete(rpc, client.WithSnapshotCleanup)); err != nil {
+		return fmt.Errorf("deleting container %s: %w", id, err)
+	}
+	if network != "" {
+		if err := r.network.detach(ctx, network); err != nil {
+			return err
+		}
+	}
+	return removeFiles(r.filesDir(id))
+}
+
+func (r *Runtime) removeSnapshot(ctx context.Context, c *client.Client, id string) error {
+	return ignoreMissing(c.SnapshotService("").Remove(ctx, id))
+}
+
+// sweepSnapshots removes snapshots that were made for a container that then was
+// not.
+func (r *Runtime) sweepSnapshots(ctx context.Context, c *client.Client) error {
+	rpc, cancel := r.within(ctx)
+	defer cancel()
+	var names []string
+	err := c.SnapshotService("").Walk(rpc, func(_ context.Context, info snapshots.Info) error {
+		names = append(names, info.Name)
+		return nil
+	}, managed)
+	if err != nil {
+		return fmt.Errorf("listing snapshots: %w", err)
+	}
+	for _, name := range names {
+		if r.busy(name) {
+			continue
+		}
+		if _, err := c.ContainerService().Get(rpc, name); !errdefs.IsNotFound(err) {
+			continue
+		}
+		if err := r.removeSnapshot(rpc, c, name); err != nil {
+			return fmt.Errorf("removing snapshot %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+func (r *Runtime) sweepFiles() error {
+	entries, err := os.ReadDir(filepath.Join(r.opts.StateDir, "files"))
+	if err != nil && !missing(err) {
+		return err
+	}
+	for _, e := range entries {
+		if !r.busy(e.Name()) {
+			if err := removeFiles(r.filesDir(e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func ignoreMissing(err error) error {
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	return err
+}

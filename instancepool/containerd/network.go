@@ -145,7 +145,7 @@ func (n *bridgeNetwork) plugins() (gocni.CNI, error) {
 	if err != nil {
 		return nil, fmt.Errorf("setting up CNI: %w", err)
 	}
-	if err := cni.Load(gocni.WithLoNetwork, gocni.WithConfListBytes(n.conf)); err != nil {
+	if err := cni.Load(gocni.WithConfListBytes(n.conf), gocni.WithLoNetwork); err != nil {
 		return nil, fmt.Errorf("setting up CNI: %w", err)
 	}
 	n.cni = cni

@@ -1,0 +1,227 @@
+// Package caddymodule is what Caddy sees of Fairway: the app, the HTTP handler,
+// the Caddyfile, the admin API, metrics and logs. It is the only package that
+// imports Caddy.
+package caddymodule
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"sync"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyevents"
+	"go.uber.org/zap"
+	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
+
+	"github.com/fairway-run/fairway/instancepool"
+)
+
+func init() {
+	caddy.RegisterModule(new(App))
+}
+
+const (
+	onExitKeep = "keep"
+	onExitStop = "stop"
+)
+
+// App is Fairway's part of a config: the container engine, and the services that
+// the config declares. What runs outlives it: instances, queues and counters
+// belong to the process and pass from one config to the next.
+type App struct {
+	// The container engine. Default: containerd at its usual address.
+	RuntimeRaw json.RawMessage `json:"runtime,omitempty" caddy:"namespace=fairway.runtimes inline_key=engine"`
+	// The services, by name. Those declared by a handler come in addition.
+	Services map[string]*Service `json:"services,omitempty"`
+	// What becomes of running instances when Caddy exits: `keep` leaves them to
+	// the next process, which adopts them, `stop` stops them. Default: `keep`.
+	OnExit string `json:"on_exit,omitempty"`
+
+	log    *zap.Logger
+	engine *engine
+	key    string
+	ready  chan struct{} // closed when the services are declared
+
+	mu       sync.Mutex          // guards declared: handlers are provisioned in any order
+	declared map[string]*Service // what the handlers declare
+	referred []string            // what the handlers use
+}
+
+// Runtime is a container engine's module, in the namespace fairway.runtimes.
+type Runtime interface {
+	// Key identifies the engine: two configs with the same key share it.
+	Key() string
+	// Open returns the engine. It does not talk to it yet.
+	Open(log *zap.Logger) (instancepool.Runtime, error)
+}
+
+// CaddyModule tells Caddy what the app is.
+func (*App) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "fairway", New: func() caddy.Module { return new(App) }}
+}
+
+// Provision has no effect outside the config: it also runs for configs that are
+// only validated, or that fail later.
+func (a *App) Provision(ctx caddy.Context) error {
+	a.log = ctx.Logger()
+	a.ready = make(chan struct{})
+	a.declared = make(map[string]*Service)
+	switch a.OnExit {
+	case "":
+		a.OnExit = onExitKeep
+	case onExitKeep, onExitStop:
+	default:
+		return fmt.Errorf("on_exit is %q or %q, not %q", onExitKeep, onExitStop, a.OnExit)
+	}
+	if a.RuntimeRaw == nil {
+		a.RuntimeRaw = json.RawMessage(`{"engine": "containerd"}`)
+	}
+	mod, err := ctx.LoadModule(a, "RuntimeRaw")
+	if err != nil {
+		return fmt.Errorf("loading the runtime: %w", err)
+	}
+	rt, ok := mod.(Runtime)
+	if !ok {
+		return fmt.Errorf("loading the runtime: %T is not a container engine", mod)
+	}
+	for name, s := range a.Services {
+		if err := a.declare(name, s); err != nil {
+			return err
+		}
+	}
+	if err := registerMetrics(ctx.GetMetricsRegistry()); err != nil {
+		return err
+	}
+	if err := a.watchExit(ctx); err != nil {
+		return err
+	}
+	a.key = rt.Key()
+	a.engine, err = loadEngine(a.key, rt)
+	return err
+}
+
+// watchExit lets queued requests go when Caddy is about to exit: it waits for
+// them, and they would wait for an instance.
+func (a *App) watchExit(ctx caddy.Context) error {
+	app, err := ctx.App("events")
+	if err != nil {
+		return fmt.Errorf("loading the events app: %w", err)
+	}
+	events, ok := app.(*caddyevents.App)
+	if !ok {
+		return fmt.Errorf("loading the events app: it is a %T", app)
+	}
+	return events.On("stopping", exitHandler{a})
+}
+
+type exitHandler struct{ app *App }
+
+// Handle is called before the apps stop.
+func (h exitHandler) Handle(context.Context, caddy.Event) error {
+	if caddy.Exiting() && h.app.engine != nil {
+		h.app.engine.scaler.Dismiss()
+	}
+	return nil
+}
+
+// declare adds a service of this config. A service has one owner: it may be
+// declared again only with the same words.
+func (a *App) declare(name string, s *Service) error {
+	if s == nil {
+		return fmt.Errorf("service %s: it is null", name)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if before := a.declared[name]; before != nil {
+		if reflect.DeepEqual(before, s) {
+			return nil
+		}
+		return fmt.Errorf("service %s is declared twice, differently", name)
+	}
+	if err := s.validate(name); err != nil {
+		return err
+	}
+	a.declared[name] = s
+	return nil
+}
+
+// refer notes that a handler uses a service.
+func (a *App) refer(name string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.referred = append(a.referred, name)
+}
+
+// Start declares the config's services to the engine. It does not wait for the
+// engine, nor start an instance that nobody asks for.
+func (a *App) Start() error {
+	a.mu.Lock()
+	declared, referred := maps.Clone(a.declared), slices.Clone(a.referred)
+	a.mu.Unlock()
+	for _, name := range referred {
+		if declared[name] == nil {
+			return fmt.Errorf("service %s is used but declared nowhere: it needs an image", name)
+		}
+	}
+	repl := caddy.NewReplacer()
+	services := make([]*servingv1.Service, 0, len(declared))
+	for _, name := range slices.Sorted(maps.Keys(declared)) {
+		svc, err := declared[name].expand(repl).knative(name)
+		if err != nil {
+			return err
+		}
+		services = append(services, svc)
+	}
+	a.engine.use(a.log, a.OnExit == onExitKeep)
+	a.engine.scaler.Start()
+	if err := a.engine.scaler.Declare(a, services); err != nil {
+		return err
+	}
+	close(a.ready)
+	return nil
+}
+
+// Stop does nothing: requests of this config may go on after it, and the next
+// config takes over what runs.
+func (a *App) Stop() error { return nil }
+
+// Cleanup withdraws what Start declared. What no other config wants then drains
+// and stops.
+func (a *App) Cleanup() error {
+	if a.engine == nil {
+		return nil
+	}
+	if !caddy.Exiting() {
+		a.engine.scaler.Withdraw(a)
+	}
+	_, err := engines.Delete(a.key)
+	if err != nil {
+		return fmt.Errorf("closing the engine: %w", err)
+	}
+	return nil
+}
+
+// Acquire waits for the config to be started: Caddy may serve requests before.
+func (a *App) acquire(ctx context.Context, service string) (*instancepool.Lease, error) {
+	lease, err := a.engine.scaler.Acquire(ctx, service)
+	if !errors.Is(err, errUnknownService) {
+		return lease, err
+	}
+	select {
+	case <-a.ready:
+		return a.engine.scaler.Acquire(ctx, service)
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+var (
+	_ caddy.App          = (*App)(nil)
+	_ caddy.Provisioner  = (*App)(nil)
+	_ caddy.CleanerUpper = (*App)(nil)
+)

@@ -1,0 +1,227 @@
+package caddymodule
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+	"github.com/google/go-cmp/cmp"
+
+	// The standard directives, for the order that fairway's is placed in.
+	_ "github.com/caddyserver/caddy/v2/modules/caddyhttp/standard"
+)
+
+// adapt returns a Caddyfile as indented JSON.
+func adapt(t testing.TB, text string) (string, error) {
+	t.Helper()
+	adapter := caddyfile.Adapter{ServerType: httpcaddyfile.ServerType{}}
+	b, _, err := adapter.Adapt([]byte(text), map[string]any{"filename": "Caddyfile"})
+	if err != nil {
+		return "", err
+	}
+	var v any
+	if err := json.Unmarshal(b, &v); err != nil {
+		t.Fatal(err)
+	}
+	b, err = json.MarshalIndent(v, "", "\t")
+	return string(b), err
+}
+
+// TestAdapt compares each testdata/*.caddyfiletest: a Caddyfile, a line of
+// dashes, and the JSON it stands for.
+func TestAdapt(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.caddyfiletest")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no test data: %v", err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".caddyfiletest"), func(t *testing.T) {
+			b, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			input, want, ok := strings.Cut(string(b), "\n----------\n")
+			if !ok {
+				t.Fatal("no line of ten dashes")
+			}
+			got, err := adapt(t, input)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if os.Getenv("UPDATE") != "" {
+				if err := os.WriteFile(file, []byte(input+"\n----------\n"+got+"\n"), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if diff := cmp.Diff(strings.TrimSpace(want), got); diff != "" {
+				t.Errorf("(-want +got)\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestCaddyfileErrors(t *testing.T) {
+	// The option under test is on line 4.
+	const site = ":8080 {\n\tfairway hello {\n\t\timage localhost/hello:1\n\t\t%s\n\t}\n}\n"
+	for _, test := range []struct{ option, want string }{
+		{"colour red", "unrecognized subdirective colour"},
+		{"concurrency 0", "concurrency: 0 is not from 1 to 1000"},
+		{"concurrency 1001", "concurrency: 1001 is not from 1 to 1000"},
+		{"concurrency many", "concurrency: 'many' is not a whole number"},
+		{"concurrency", "wrong argument count"},
+		{"concurrency 1 2", "wrong argument count"},
+		{"instances 2 1", "instances: the minimum 2 is above the maximum 1"},
+		{"instances 2", "instances takes a minimum and a maximum"},
+		{"instances 0 0", "instances: 0 is not from 1 to 1000000"},
+		{"instances -1 1", "instances: -1 is not from 0"},
+		{"image other:1", "duplicate option 'image'"},
+		{"port 0", "port: 0 is not from 1 to 65535"},
+		{"port h3 80", "port takes a number, or h2c and a number"},
+		{"env A", "env takes a name and a value"},
+		{"env PORT 1", `"PORT" is a reserved environment variable`},
+		{"timeout 2h", "timeout 2h0m0s is not in whole seconds up to 1h0m0s"},
+		{"timeout 1.5s", "timeout 1.5s is not in whole seconds"},
+		{"timeout soon", "timeout: 'soon' is not a duration above zero"},
+		{"idle_timeout 0s", "idle_timeout: '0s' is not a duration above zero"},
+		{"cpu fast", "cpu: \"fast\" is not an amount"},
+		{"memory 5B", "memory: \"5B\" is not an amount"},
+		{"memory -1Gi", "memory: \"-1Gi\" is not an amount"},
+		{"queue_depth 0", "queue_depth: 0 is not from 1"},
+		{"startup_probe exec ls", "startup_probe is tcp, http or grpc, not 'exec'"},
+		{"startup_probe tcp /x", "wrong argument count"},
+		{"startup_probe", "wrong argument count"},
+		{"lb_policy first", "'lb_policy' has no place here"},
+		{"to localhost:1", "'to' has no place here"},
+		{"flush_interval never", "bad duration value 'never'"},
+	} {
+		t.Run(test.option, func(t *testing.T) {
+			_, err := adapt(t, fmt.Sprintf(site, test.option))
+			wantError(t, err, test.want)
+			if err != nil && !strings.Contains(err.Error(), "Caddyfile:") {
+				t.Errorf("the error names no place: %v", err)
+			}
+		})
+	}
+	t.Run("the line is named", func(t *testing.T) {
+		_, err := adapt(t, fmt.Sprintf(site, "concurrency 0"))
+		wantError(t, err, "Caddyfile:4")
+	})
+	for name, test := range map[string]struct{ text, want string }{
+		"missing image":      {":8080 {\n\tfairway hello {\n\t\tport 80\n\t}\n}\n", "service hello: missing image"},
+		"no service":         {":8080 {\n\tfairway\n}\n", "Caddyfile:2"},
+		"bad name":           {":8080 {\n\tfairway Hello_1\n}\n", "'Hello_1' cannot be a service's name"},
+		"two names":          {":8080 {\n\tfairway a b\n}\n", "wrong argument count"},
+		"two owners":         {":8080 {\n\tfairway a {\n\t\timage app:1\n\t}\n}\n:8081 {\n\tfairway a {\n\t\timage app:2\n\t}\n}\n", "service a is declared twice, differently: also at Caddyfile:"},
+		"probe option":       {":8080 {\n\tfairway a {\n\t\timage app:1\n\t\tstartup_probe http / {\n\t\t\tspeed 1\n\t\t}\n\t}\n}\n", "Caddyfile:5"},
+		"global twice":       {"{\n\tfairway\n\tfairway\n}\n", "the fairway option is given twice"},
+		"global option":      {"{\n\tfairway {\n\t\tcolour red\n\t}\n}\n", "unrecognized option 'colour', at Caddyfile:3"},
+		"global on_exit":     {"{\n\tfairway {\n\t\ton_exit run\n\t}\n}\n", "on_exit is keep or stop, not 'run', at Caddyfile:3"},
+		"unknown runtime":    {"{\n\tfairway {\n\t\truntime podman\n\t}\n}\n", "fairway.runtimes.podman"},
+		"runtime twice":      {"{\n\tfairway {\n\t\truntime fake\n\t\truntime fake\n\t}\n}\n", "duplicate option 'runtime'"},
+		"not one image word": {":8080 {\n\tfairway a {\n\t\timage app:1 app:2\n\t}\n}\n", "Caddyfile:3"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := adapt(t, test.text)
+			wantError(t, err, test.want)
+			if err != nil && strings.Contains(strings.TrimSpace(err.Error()), "\n") {
+				t.Errorf("the error has several lines: %q", err)
+			}
+		})
+	}
+}
+
+func wantError(t *testing.T, err error, want string) {
+	t.Helper()
+	if err == nil {
+		t.Fatalf("no error; want %q", want)
+	}
+	if !strings.Contains(err.Error(), want) {
+		t.Errorf("error %q does not contain %q", err, want)
+	}
+}
+
+func TestSameDeclarationTwice(t *testing.T) {
+	_, err := adapt(t, "(app) {\n\tfairway a {\n\t\timage app:1\n\t}\n}\n:8080 {\n\timport app\n}\n:8081 {\n\timport app\n}\n")
+	if err != nil {
+		t.Errorf("a snippet imported twice: %v", err)
+	}
+}
+
+func TestParseQuantity(t *testing.T) {
+	for text, want := range map[string]int64{
+		"512MiB": 512 << 20, "512Mi": 512 << 20, "1Gi": 1 << 30, "1GB": 1e9, "2KB": 2000, "1K": 1000, "3": 3, "64KiB": 64 << 10,
+	} {
+		q, err := parseQuantity(text)
+		if err != nil || q.Value() != want {
+			t.Errorf("parseQuantity(%q) = %d, %v; want %d", text, q.Value(), err, want)
+		}
+	}
+	for _, text := range []string{"", "B", "5B", "0", "-1", "Mi", "MiB", "1 Gi", "1XB"} {
+		if q, err := parseQuantity(text); err == nil {
+			t.Errorf("parseQuantity(%q) = %v; want an error", text, &q)
+		}
+	}
+}
+
+// FuzzCaddyfile looks for a text that makes the parser panic, and checks that
+// what it takes is a service that Knative's validation takes.
+func FuzzCaddyfile(f *testing.F) {
+	for _, option := range []string{
+		"image app:1", "image app:1\n\t\tconcurrency 80\n\t\tinstances 0 10", "image app\n\t\tstartup_probe http / {\n\t\t\tperiod 1s\n\t\t}",
+		"image app\n\t\tport h2c 8080\n\t\tenv A \"b c\"", "header_up X {http.fairway.revision}", "image app\n\t\tmemory 1e3MiB",
+		"image app\n\t\tstartup_probe grpc a.B {\n\t\t\tport 0x1\n\t\t}", "image app\n\t\thandle_response {\n\t\t\trespond 1\n\t\t}", "image \"\"", "}\n{",
+	} {
+		f.Add(option)
+	}
+	f.Fuzz(func(t *testing.T, options string) {
+		js, err := adapt(t, ":8080 {\n\tfairway hello {\n\t\t"+options+"\n\t}\n}\n")
+		if err != nil {
+			return
+		}
+		for _, handler := range handlers(t, []byte(js)) {
+			if handler.Definition == nil {
+				continue
+			}
+			if err := handler.Definition.validate(handler.Service); err != nil {
+				t.Errorf("accepted, but %v", err)
+			}
+		}
+	})
+}
+
+// handlers returns all handlers of ours in a JSON config.
+func handlers(t testing.TB, js []byte) []*Handler {
+	t.Helper()
+	var found []*Handler
+	var object map[string]json.RawMessage
+	var list []json.RawMessage
+	switch {
+	case json.Unmarshal(js, &list) == nil:
+		for _, v := range list {
+			found = append(found, handlers(t, v)...)
+		}
+	case json.Unmarshal(js, &object) == nil:
+		if string(object["handler"]) == `"fairway"` {
+			delete(object, "handler")
+			b, err := json.Marshal(object)
+			if err != nil {
+				t.Fatal(err)
+			}
+			h := new(Handler)
+			if err := caddy.StrictUnmarshalJSON(b, h); err != nil {
+				t.Errorf("its own JSON cannot be read: %v", err)
+			}
+			found = append(found, h)
+		}
+		for _, v := range object {
+			found = append(found, handlers(t, v)...)
+		}
+	}
+	return found
+}

@@ -1,0 +1,184 @@
+package caddymodule
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"github.com/fairway-run/fairway/instancepool"
+	"github.com/fairway-run/fairway/scaler"
+)
+
+var errUnknownService = scaler.ErrUnknownService
+
+// exitBudget is what stopping all instances may take when Caddy exits: systemd
+// ends a Caddy that takes longer than five seconds.
+const exitBudget = 4 * time.Second
+
+// engines are the engines of this process, by the key of their runtime. They
+// outlive configs: a reload provisions the new config before the old one is
+// cleaned up, so the count never falls to zero in between.
+// closing counts the engines that are being closed.
+var closing sync.WaitGroup
+
+var engines = caddy.NewUsagePool()
+
+// engine is what runs, whatever config is loaded.
+type engine struct {
+	scaler *scaler.Scaler
+	log    *zap.Logger
+	target atomic.Pointer[zap.Logger] // of the config that was started last
+	keep   atomic.Bool
+	used   atomic.Bool
+}
+
+func loadEngine(key string, rt Runtime) (*engine, error) {
+	e, _, err := engines.LoadOrNew(key, func() (caddy.Destructor, error) {
+		e := new(engine)
+		e.keep.Store(true)
+		e.target.Store(caddy.Log().Named("fairway"))
+		e.log = zap.New(currentCore{target: &e.target})
+		engine, err := rt.Open(e.log)
+		if err != nil {
+			return nil, err
+		}
+		e.scaler = scaler.New(scaler.Options{Runtime: engine, Observer: e})
+		return e, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return e.(*engine), nil
+}
+
+// use notes the settings of the config that is started.
+func (e *engine) use(log *zap.Logger, keep bool) {
+	e.target.Store(log)
+	e.keep.Store(keep)
+	e.used.Store(true)
+}
+
+// Destruct is called when no config uses the engine any more. While Caddy runs
+// on that must not hold it up, as the instances may take long to drain.
+func (e *engine) Destruct() error {
+	if !e.used.Load() || caddy.Exiting() {
+		ctx, cancel := context.WithTimeout(context.Background(), exitBudget)
+		defer cancel()
+		ending := scaler.Stop
+		if e.keep.Load() {
+			ending = scaler.Keep
+		}
+		return e.scaler.Close(ctx, ending)
+	}
+	closing.Go(func() {
+		if err := e.scaler.Close(context.Background(), scaler.Drain); err != nil {
+			e.log.Error("closing the engine", zap.Error(err))
+		}
+	})
+	return nil
+}
+
+// Instance logs and counts a change of an instance's state.
+func (e *engine) Instance(ev instancepool.Event) {
+	countInstance(ev)
+	level, msg := zapcore.InfoLevel, "instance "+ev.State.String()
+	if ev.State == instancepool.Failed {
+		level = zapcore.ErrorLevel
+	}
+	c := e.log.Check(level, msg)
+	if c == nil {
+		return
+	}
+	fields := []zap.Field{
+		zap.String("service", ev.Service), zap.String("revision", ev.Revision), zap.String("instance", ev.Instance),
+	}
+	if ev.Reason != "" {
+		fields = append(fields, zap.String("reason", ev.Reason))
+	}
+	if ev.PID != 0 {
+		fields = append(fields, zap.Int("pid", ev.PID), zap.String("address", ev.Address))
+	}
+	if ev.Adopted {
+		fields = append(fields, zap.Bool("adopted", true))
+	}
+	if ev.Took != 0 {
+		fields = append(fields, zap.Duration("took", ev.Took))
+	}
+	for phase, took := range ev.Phases {
+		fields = append(fields, zap.Duration("took_"+phase, took))
+	}
+	if ev.Err != nil {
+		fields = append(fields, zap.Error(ev.Err))
+	}
+	c.Write(fields...)
+}
+
+// Revision logs a change of a revision's state.
+func (e *engine) Revision(ev scaler.RevisionEvent) {
+	countRevision(ev)
+	level := zapcore.InfoLevel
+	if ev.Err != nil {
+		level = zapcore.ErrorLevel
+	}
+	c := e.log.Check(level, "revision "+ev.Kind)
+	if c == nil {
+		return
+	}
+	fields := []zap.Field{zap.String("service", ev.Service), zap.String("revision", ev.Revision)}
+	if ev.Digest != "" {
+		fields = append(fields, zap.String("digest", ev.Digest))
+	}
+	if ev.Took != 0 {
+		fields = append(fields, zap.Duration("took", ev.Took))
+	}
+	if ev.Err != nil {
+		fields = append(fields, zap.Error(ev.Err))
+	}
+	c.Write(fields...)
+}
+
+// currentCore writes to the logger of the config that was started last: what
+// outlives a config must not log to the closed files of an old one.
+type currentCore struct {
+	target *atomic.Pointer[zap.Logger]
+	fields []zapcore.Field
+}
+
+func (c currentCore) core() zapcore.Core { return c.target.Load().Core() }
+
+// Enabled implements zapcore.Core.
+func (c currentCore) Enabled(l zapcore.Level) bool { return c.core().Enabled(l) }
+
+// With implements zapcore.Core.
+func (c currentCore) With(fields []zapcore.Field) zapcore.Core {
+	c.fields = append(c.fields[:len(c.fields):len(c.fields)], fields...)
+	return c
+}
+
+// Check implements zapcore.Core.
+func (c currentCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
+	if c.Enabled(e.Level) {
+		return ce.AddCore(e, c)
+	}
+	return ce
+}
+
+// Write implements zapcore.Core.
+func (c currentCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
+	target := c.target.Load()
+	switch {
+	case e.LoggerName == "":
+		e.LoggerName = target.Name()
+	default:
+		e.LoggerName = target.Name() + "." + e.LoggerName
+	}
+	return target.Core().Write(e, append(c.fields[:len(c.fields):len(c.fields)], fields...))
+}
+
+// Sync implements zapcore.Core.
+func (c currentCore) Sync() error { return c.core().Sync() }

@@ -1,0 +1,284 @@
+package caddymodule
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"go.uber.org/zap"
+
+	"github.com/fairway-run/fairway/instancepool"
+)
+
+func init() {
+	caddy.RegisterModule(new(Handler))
+}
+
+const (
+	// dialAttempts is how many instances are tried for a request of which nothing
+	// was sent yet.
+	dialAttempts = 3
+	// statusClientClosed is what the access log shows for a client that left
+	// (nginx: 499).
+	statusClientClosed = 499
+	// defaultStreamCloseDelay is how long streams and WebSockets of a config that
+	// is no longer loaded may go on: closing them at each reload is what users
+	// complain about most.
+	defaultStreamCloseDelay = time.Hour
+)
+
+// Handler sends requests to the instances of a service, starting them as needed.
+// A request waits until an instance has a free slot, in the order of arrival.
+//
+// It sets these placeholders, and access-log fields of the same names:
+//
+// Placeholder | Description
+// ------------|------------
+// `{http.fairway.service}` | The service
+// `{http.fairway.revision}` | The revision that answered
+// `{http.fairway.instance}` | The instance that answered
+// `{http.fairway.queue_duration}` | How long the request waited for a slot
+// `{http.fairway.cold_start}` | `true` when it waited for an instance to start
+type Handler struct {
+	// The name of the service.
+	Service string `json:"service,omitempty"`
+	// What the service is, unless it is declared elsewhere.
+	Definition *Service `json:"definition,omitempty"`
+	// Settings of the `reverse_proxy` handler that sends the request, except those
+	// that choose or check upstreams.
+	ProxyRaw json.RawMessage `json:"proxy,omitempty"`
+
+	app   *App
+	log   *zap.Logger
+	proxy *reverseproxy.Handler
+}
+
+// CaddyModule tells Caddy what the handler is.
+func (*Handler) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "http.handlers.fairway", New: func() caddy.Module { return new(Handler) }}
+}
+
+// Provision sets up the handler.
+func (h *Handler) Provision(ctx caddy.Context) error {
+	if h.Service == "" {
+		return errors.New("the service has no name")
+	}
+	h.log = ctx.Logger()
+	app, err := ctx.App("fairway")
+	if err != nil {
+		return fmt.Errorf("loading the fairway app: %w", err)
+	}
+	h.app = app.(*App)
+	if h.Definition != nil {
+		if err := h.app.declare(h.Service, h.Definition); err != nil {
+			return err
+		}
+	}
+	h.app.refer(h.Service)
+	return h.provisionProxy(ctx)
+}
+
+// provisionProxy sets up Caddy's own proxy to send each request to the instance
+// of its lease, over that instance's own connections.
+func (h *Handler) provisionProxy(ctx caddy.Context) error {
+	proxy := new(reverseproxy.Handler)
+	if h.ProxyRaw != nil {
+		if err := caddy.StrictUnmarshalJSON(h.ProxyRaw, proxy); err != nil {
+			return fmt.Errorf("decoding proxy: %w", err)
+		}
+	}
+	for name, set := range map[string]bool{
+		"upstreams":         proxy.Upstreams != nil,
+		"dynamic_upstreams": proxy.DynamicUpstreamsRaw != nil,
+		"transport":         proxy.TransportRaw != nil,
+		"load_balancing":    proxy.LoadBalancing != nil,
+		"health_checks":     proxy.HealthChecks != nil,
+		"circuit_breaker":   proxy.CBRaw != nil,
+	} {
+		if set {
+			return fmt.Errorf("proxy: %s has no place here: fairway itself knows the instances of a service", name)
+		}
+	}
+	if proxy.StreamCloseDelay == 0 {
+		proxy.StreamCloseDelay = caddy.Duration(defaultStreamCloseDelay)
+	}
+	proxy.Transport = leasedTransport{}
+	proxy.DynamicUpstreams = leasedUpstream{}
+	if err := proxy.Provision(ctx); err != nil {
+		return fmt.Errorf("provisioning the proxy: %w", err)
+	}
+	h.proxy = proxy // only now: Caddy's own Cleanup needs it to be provisioned
+	return nil
+}
+
+// Cleanup ends what the proxy holds.
+func (h *Handler) Cleanup() error {
+	if h.proxy == nil {
+		return nil
+	}
+	return h.proxy.Cleanup()
+}
+
+// ServeHTTP waits for a lease and sends the request to its instance.
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	began := time.Now()
+	for attempt := 1; ; attempt++ {
+		lease, err := h.app.acquire(r.Context(), h.Service)
+		if err != nil {
+			return h.refuse(w, r, err)
+		}
+		err = h.send(w, r, next, lease, began, attempt)
+		var dial *instancepool.DialError
+		if !errors.As(err, &dial) || r.Context().Err() != nil {
+			return err
+		}
+		lease.Suspect()
+		if attempt == dialAttempts {
+			return err
+		}
+	}
+}
+
+// send proxies one request under a lease and gives the slot back when the
+// response, a stream or an upgraded connection is over, however it ends.
+func (h *Handler) send(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, lease *instancepool.Lease, began time.Time, attempt int) error {
+	defer lease.Release()
+	x := &exchange{
+		lease: lease, waited: lease.Waited,
+		deadline: began.Add(lease.Revision().Timeout),
+	}
+	x.annotate(r, attempt == 1)
+	countAcquired(lease)
+	return h.proxy.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), exchangeKey{}, x)), next)
+}
+
+// refuse turns the reason why there is no lease into a response, with the
+// statuses of Cloud Run.
+func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, err error) error {
+	status, outcome := http.StatusServiceUnavailable, "unavailable"
+	var start *instancepool.StartError
+	switch {
+	case r.Context().Err() != nil:
+		status, outcome = statusClientClosed, "client_gone"
+	case errors.Is(err, instancepool.ErrQueueFull):
+		status, outcome = http.StatusTooManyRequests, "queue_full"
+		w.Header().Set("Retry-After", "1")
+	case errors.Is(err, instancepool.ErrTimeout):
+		status, outcome = http.StatusGatewayTimeout, "timeout"
+	case errors.As(err, &start):
+		outcome = "start_failed"
+		w.Header().Set("Retry-After", strconv.Itoa(max(1, int(math.Ceil(start.RetryAfter.Seconds())))))
+	}
+	countRefused(h.Service, outcome)
+	if extra, ok := r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
+		extra.Add(zap.String("fairway_service", h.Service))
+		extra.Add(zap.String("fairway_outcome", outcome))
+	}
+	return caddyhttp.Error(status, err)
+}
+
+type exchangeKey struct{}
+
+// exchange is one request under its lease.
+type exchange struct {
+	lease    *instancepool.Lease
+	waited   time.Duration
+	deadline time.Time
+}
+
+func exchangeOf(r *http.Request) (*exchange, error) {
+	x, ok := r.Context().Value(exchangeKey{}).(*exchange)
+	if !ok {
+		return nil, errors.New("the request has no lease")
+	}
+	return x, nil
+}
+
+// annotate makes the lease visible to the rest of the config and to the access
+// log.
+func (x *exchange) annotate(r *http.Request, first bool) {
+	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
+		repl.Map(x.placeholder)
+	}
+	if extra, ok := r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok && first {
+		rev := x.lease.Revision()
+		extra.Add(zap.String("fairway_service", rev.Service))
+		extra.Add(zap.String("fairway_revision", rev.Name))
+		extra.Add(zap.String("fairway_instance", x.lease.Instance().ID()))
+		extra.Add(zap.Duration("fairway_queue_duration", x.waited))
+		extra.Add(zap.Bool("fairway_cold_start", x.lease.Cold))
+	}
+}
+
+func (x *exchange) placeholder(key string) (any, bool) {
+	switch key {
+	case "http.fairway.service":
+		return x.lease.Revision().Service, true
+	case "http.fairway.revision":
+		return x.lease.Revision().Name, true
+	case "http.fairway.instance":
+		return x.lease.Instance().ID(), true
+	case "http.fairway.queue_duration":
+		return x.waited, true
+	case "http.fairway.cold_start":
+		return x.lease.Cold, true
+	}
+	return nil, false
+}
+
+// leasedUpstream tells the proxy where the request's instance is.
+type leasedUpstream struct{}
+
+// GetUpstreams implements reverseproxy.UpstreamSource.
+func (leasedUpstream) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, error) {
+	x, err := exchangeOf(r)
+	if err != nil {
+		return nil, err
+	}
+	return []*reverseproxy.Upstream{{Dial: x.lease.Instance().Address()}}, nil
+}
+
+// leasedTransport sends a request over the connections of its own instance.
+type leasedTransport struct{}
+
+// RoundTrip implements http.RoundTripper. It bounds the time until the response
+// begins; what comes after may take as long as the client stays.
+func (leasedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	x, err := exchangeOf(r)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancelCause(r.Context())
+	timer := time.AfterFunc(time.Until(x.deadline), func() { cancel(instancepool.ErrTimeout) })
+	r = r.WithContext(ctx)
+	r.URL.Scheme = "http"
+	r.URL.Host = x.lease.Instance().Address()
+	resp, err := x.lease.Instance().Transport().RoundTrip(r) //nolint:bodyclose // the proxy closes it
+	timer.Stop()
+	if err == nil {
+		// The context ends with the request's own, so that the body can be read
+		// until then.
+		return resp, nil
+	}
+	if errors.Is(context.Cause(ctx), instancepool.ErrTimeout) {
+		err = caddyhttp.Error(http.StatusGatewayTimeout, instancepool.ErrTimeout)
+	}
+	cancel(nil)
+	return nil, err
+}
+
+var (
+	_ caddy.Provisioner           = (*Handler)(nil)
+	_ caddy.CleanerUpper          = (*Handler)(nil)
+	_ caddyhttp.MiddlewareHandler = (*Handler)(nil)
+	_ reverseproxy.UpstreamSource = leasedUpstream{}
+	_ http.RoundTripper           = leasedTransport{}
+)

@@ -1,0 +1,127 @@
+package caddymodule
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/fairway-run/fairway/instancepool"
+	"github.com/fairway-run/fairway/scaler"
+)
+
+const (
+	metricsNamespace = "caddy"
+	metricsSubsystem = "fairway"
+)
+
+// The collectors belong to the process, as what they count does: each config has
+// a registry of its own, and they are registered in each.
+var (
+	requestsTotal = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: metricsNamespace, Subsystem: metricsSubsystem, Name: "requests_total",
+		Help: "Requests by outcome: admitted to an instance, or refused and why.",
+	}, []string{"service", "revision", "outcome"})
+	queueSeconds = prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Namespace: metricsNamespace, Subsystem: metricsSubsystem, Name: "queue_seconds",
+		Help:    "How long admitted requests waited for a slot.",
+		Buckets: []float64{0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300},
+	}, []string{"service"})
+	coldStartSeconds = prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Namespace: metricsNamespace, Subsystem: metricsSubsystem, Name: "cold_start_seconds",
+		Help:    "How long the phases of an instance's start took; the phase total is the whole.",
+		Buckets: []float64{0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 240},
+	}, []string{"service", "phase"})
+	instanceEventsTotal = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: metricsNamespace, Subsystem: metricsSubsystem, Name: "instance_events_total",
+		Help: "Changes of instances' states.",
+	}, []string{"service", "state"})
+)
+
+// liveCollector reads what runs at the time it is asked.
+type liveCollector struct {
+	instances, inFlight, queued *prometheus.Desc
+}
+
+var live = liveCollector{
+	instances: prometheus.NewDesc("caddy_fairway_instances", "Instances by state.",
+		[]string{"service", "revision", "state"}, nil),
+	inFlight: prometheus.NewDesc("caddy_fairway_requests_in_flight", "Requests in instances.",
+		[]string{"service", "revision"}, nil),
+	queued: prometheus.NewDesc("caddy_fairway_requests_queued", "Requests that wait for a slot.",
+		[]string{"service", "revision"}, nil),
+}
+
+// Describe implements prometheus.Collector.
+func (c liveCollector) Describe(ch chan<- *prometheus.Desc) {
+	ch <- c.instances
+	ch <- c.inFlight
+	ch <- c.queued
+}
+
+// Collect implements prometheus.Collector.
+func (c liveCollector) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(desc *prometheus.Desc, n int, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(n), labels...)
+	}
+	for _, svc := range status() {
+		seen := make(map[string]bool) // a revision may have two pools for a moment
+		for _, rev := range svc.Revisions {
+			if seen[rev.Revision.Name] {
+				continue
+			}
+			seen[rev.Revision.Name] = true
+			states := make(map[instancepool.State]int)
+			for _, i := range rev.Instances {
+				states[i.State]++
+			}
+			for state, n := range states {
+				gauge(c.instances, n, svc.Name, rev.Revision.Name, state.String())
+			}
+			gauge(c.inFlight, rev.InFlight, svc.Name, rev.Revision.Name)
+			gauge(c.queued, rev.Waiting, svc.Name, rev.Revision.Name)
+		}
+	}
+}
+
+func registerMetrics(registry *prometheus.Registry) error {
+	if registry == nil {
+		return nil
+	}
+	for _, c := range []prometheus.Collector{requestsTotal, queueSeconds, coldStartSeconds, instanceEventsTotal, live} {
+		var already prometheus.AlreadyRegisteredError
+		if err := registry.Register(c); err != nil && !errors.As(err, &already) {
+			return fmt.Errorf("registering metrics: %w", err)
+		}
+	}
+	return nil
+}
+
+func countAcquired(lease *instancepool.Lease) {
+	rev := lease.Revision()
+	requestsTotal.WithLabelValues(rev.Service, rev.Name, "admitted").Inc()
+	queueSeconds.WithLabelValues(rev.Service).Observe(lease.Waited.Seconds())
+}
+
+func countRefused(service, outcome string) {
+	requestsTotal.WithLabelValues(service, "", outcome).Inc()
+}
+
+func countInstance(ev instancepool.Event) {
+	instanceEventsTotal.WithLabelValues(ev.Service, ev.State.String()).Inc()
+	if ev.State != instancepool.Ready || ev.Adopted {
+		return
+	}
+	for phase, took := range ev.Phases {
+		coldStartSeconds.WithLabelValues(ev.Service, phase).Observe(took.Seconds())
+	}
+	coldStartSeconds.WithLabelValues(ev.Service, "total").Observe(ev.Took.Seconds())
+}
+
+// countRevision forgets the series of a revision that is gone, so that their
+// number does not grow with the number of deploys.
+func countRevision(ev scaler.RevisionEvent) {
+	if ev.Kind == "retired" {
+		requestsTotal.DeletePartialMatch(prometheus.Labels{"service": ev.Service, "revision": ev.Revision})
+	}
+}

@@ -1,0 +1,297 @@
+package caddymodule
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"knative.dev/serving/pkg/apis/autoscaling"
+	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
+
+	"github.com/fairway-run/fairway/revisions"
+)
+
+// Service is a service declared in Caddy's config. It becomes a Knative Service:
+// each field says which of its fields or annotations it sets.
+type Service struct {
+	// The container image. A local image of that name is used without asking a
+	// registry; the tag is resolved to a digest once, when the revision is made.
+	// Knative: `spec.template.spec.containers[0].image`.
+	Image string `json:"image,omitempty"`
+	// What to run instead of the image's entrypoint. Knative: `…command`.
+	Command []string `json:"command,omitempty"`
+	// The arguments, instead of the image's. Knative: `…args`.
+	Args []string `json:"args,omitempty"`
+	// The port that the container listens on; it is told in `PORT`. Default:
+	// `8080`. Knative: `…ports[0].containerPort`.
+	Port int `json:"port,omitempty"`
+	// Speak HTTP/2 without TLS to the container, as gRPC needs. Knative: a port
+	// named `h2c`.
+	H2C bool `json:"h2c,omitempty"`
+	// Environment variables. Placeholders such as `{env.TOKEN}` are replaced when
+	// the config is loaded. Knative: `…env`.
+	Env map[string]string `json:"env,omitempty"`
+	// The hard limit of requests in flight in one instance, 1 to 1000. Default:
+	// `80`. Knative: `spec.template.spec.containerConcurrency`.
+	Concurrency *int `json:"concurrency,omitempty"`
+	// How many instances are kept running at least. Default: `0`. Knative:
+	// annotation `autoscaling.knative.dev/min-scale`.
+	MinInstances int `json:"min_instances,omitempty"`
+	// How many instances may run at most; 0 means no limit. Default: `100`.
+	// Knative: annotation `autoscaling.knative.dev/max-scale`.
+	MaxInstances *int `json:"max_instances,omitempty"`
+	// How many instances the first revision starts without waiting for a request,
+	// so that a mistake shows at once. Default: `0`. Knative: annotation
+	// `autoscaling.knative.dev/initial-scale`.
+	InitialScale int `json:"initial_scale,omitempty"`
+	// How long an instance may be without a request before it is stopped.
+	// Default: `15m`. Annotation `run.fairway/idle-timeout`.
+	IdleTimeout caddy.Duration `json:"idle_timeout,omitempty"`
+	// How long a request may take until its response begins, the wait for an
+	// instance included; whole seconds up to one hour. Default: `300s`. Knative:
+	// `spec.template.spec.timeoutSeconds`.
+	Timeout caddy.Duration `json:"timeout,omitempty"`
+	// How many requests may wait for a free slot. Default: `10000`. Annotation
+	// `run.fairway/queue-depth`.
+	QueueDepth int `json:"queue_depth,omitempty"`
+	// The CPUs of one instance, such as `1`, `0.5` or `500m`. Default: `1`.
+	// Knative: `…resources.limits.cpu`.
+	CPU string `json:"cpu,omitempty"`
+	// The memory of one instance, such as `512MiB` or `1Gi`. Default: `512MiB`.
+	// Knative: `…resources.limits.memory`.
+	Memory string `json:"memory,omitempty"`
+	// What decides that an instance has started. Default: the port accepts a
+	// connection. Knative: `…startupProbe`.
+	StartupProbe *Probe `json:"startup_probe,omitempty"`
+}
+
+// Probe asks an instance whether it may get requests. The first success counts;
+// between attempts Fairway waits milliseconds only, however long the period is.
+type Probe struct {
+	// `tcp`, `http` or `grpc`. Default: `tcp`.
+	Type string `json:"type,omitempty"`
+	// The path of an HTTP probe. Default: `/`.
+	Path string `json:"path,omitempty"`
+	// Header fields of an HTTP probe.
+	Headers map[string]string `json:"headers,omitempty"`
+	// The service that a gRPC probe asks for. Default: the whole server.
+	Service string `json:"service,omitempty"`
+	// The port to ask. Default: the service's port.
+	Port int `json:"port,omitempty"`
+	// Wait before the first attempt; whole seconds. Default: `0s`.
+	InitialDelay caddy.Duration `json:"initial_delay,omitempty"`
+	// With failure_threshold, bounds the whole probe: their product. Whole
+	// seconds. Default: `240s`.
+	Period caddy.Duration `json:"period,omitempty"`
+	// Bounds one attempt; whole seconds. Default: `1s`.
+	Timeout caddy.Duration `json:"timeout,omitempty"`
+	// Default: `1`.
+	FailureThreshold int `json:"failure_threshold,omitempty"`
+}
+
+// knative returns the service as a Knative Service, defaulted and validated.
+func (s *Service) knative(name string) (*servingv1.Service, error) {
+	if s.Image == "" {
+		return nil, fmt.Errorf("service %s: missing image", name)
+	}
+	if err := s.check(); err != nil {
+		return nil, fmt.Errorf("service %s: %w", name, err)
+	}
+	svc := &servingv1.Service{}
+	svc.APIVersion, svc.Kind, svc.Name = servingv1.SchemeGroupVersion.String(), "Service", name
+	t := &svc.Spec.Template
+	t.Annotations = s.annotations()
+	c := corev1.Container{Image: s.Image, Command: s.Command, Args: s.Args}
+	if s.Port != 0 || s.H2C {
+		port := corev1.ContainerPort{ContainerPort: int32(s.Port)}
+		if s.Port == 0 {
+			port.ContainerPort = revisions.DefaultPort
+		}
+		if s.H2C {
+			port.Name = "h2c"
+		}
+		c.Ports = []corev1.ContainerPort{port}
+	}
+	for _, k := range slices.Sorted(maps.Keys(s.Env)) {
+		c.Env = append(c.Env, corev1.EnvVar{Name: k, Value: s.Env[k]})
+	}
+	c.Resources.Limits = make(corev1.ResourceList)
+	for kind, text := range map[corev1.ResourceName]string{corev1.ResourceCPU: s.CPU, corev1.ResourceMemory: s.Memory} {
+		if text == "" {
+			continue
+		}
+		q, err := parseQuantity(text)
+		if err != nil {
+			return nil, fmt.Errorf("service %s: %s: %w", name, kind, err)
+		}
+		c.Resources.Limits[kind] = q
+	}
+	if s.StartupProbe != nil {
+		c.StartupProbe = s.StartupProbe.knative()
+	}
+	if s.Concurrency != nil {
+		n := int64(*s.Concurrency)
+		t.Spec.ContainerConcurrency = &n
+	}
+	if s.Timeout != 0 {
+		n := int64(time.Duration(s.Timeout) / time.Second)
+		t.Spec.TimeoutSeconds = &n
+	}
+	t.Spec.Containers = []corev1.Container{c}
+	return revisions.Prepare(svc)
+}
+
+// validate checks the service as far as is possible before its placeholders are
+// replaced.
+func (s *Service) validate(name string) error {
+	c := *s
+	if strings.Contains(c.Image, "{") {
+		c.Image = "placeholder"
+	}
+	_, err := c.knative(name)
+	return err
+}
+
+// expand returns a copy with the placeholders replaced that are known when the
+// config is loaded.
+func (s *Service) expand(repl *caddy.Replacer) *Service {
+	e := *s
+	known := func(text string) string { return repl.ReplaceKnown(text, "") }
+	all := func(texts []string) []string {
+		texts = slices.Clone(texts)
+		for i := range texts {
+			texts[i] = known(texts[i])
+		}
+		return texts
+	}
+	e.Image, e.Command, e.Args = known(s.Image), all(s.Command), all(s.Args)
+	e.Env = maps.Clone(s.Env)
+	for name, value := range e.Env {
+		e.Env[name] = known(value)
+	}
+	return &e
+}
+
+// check finds what Knative's validation cannot, or says it less plainly.
+func (s *Service) check() error {
+	if s.Concurrency != nil && (*s.Concurrency < 1 || *s.Concurrency > revisions.MaxConcurrency) {
+		return fmt.Errorf("concurrency %d is not from 1 to %d", *s.Concurrency, revisions.MaxConcurrency)
+	}
+	if s.MaxInstances != nil && *s.MaxInstances > 0 && s.MinInstances > *s.MaxInstances {
+		return fmt.Errorf("instances: the minimum %d is above the maximum %d", s.MinInstances, *s.MaxInstances)
+	}
+	if s.MinInstances < 0 || (s.MaxInstances != nil && *s.MaxInstances < 0) {
+		return fmt.Errorf("instances: a number below zero")
+	}
+	if s.Port < 0 || s.Port > 65535 {
+		return fmt.Errorf("port %d is not from 1 to 65535", s.Port)
+	}
+	t := time.Duration(s.Timeout)
+	if t < 0 || t > revisions.MaxTimeout || t%time.Second != 0 {
+		return fmt.Errorf("timeout %s is not in whole seconds up to %s", t, revisions.MaxTimeout)
+	}
+	if s.IdleTimeout < 0 {
+		return fmt.Errorf("idle_timeout %s is below zero", time.Duration(s.IdleTimeout))
+	}
+	if s.QueueDepth < 0 || s.QueueDepth > revisions.MaxQueueDepth {
+		return fmt.Errorf("queue_depth %d is not from 1 to %d", s.QueueDepth, revisions.MaxQueueDepth)
+	}
+	if s.StartupProbe != nil {
+		return s.StartupProbe.check()
+	}
+	return nil
+}
+
+func (s *Service) annotations() map[string]string {
+	a := make(map[string]string)
+	setInt := func(key string, n int) { a[key] = strconv.Itoa(n) }
+	if s.MinInstances > 0 {
+		setInt(autoscaling.MinScaleAnnotationKey, s.MinInstances)
+	}
+	if s.MaxInstances != nil {
+		setInt(autoscaling.MaxScaleAnnotationKey, *s.MaxInstances)
+	}
+	if s.InitialScale > 0 {
+		setInt(autoscaling.InitialScaleAnnotationKey, s.InitialScale)
+	}
+	if s.IdleTimeout > 0 {
+		a[revisions.IdleTimeoutAnnotation] = time.Duration(s.IdleTimeout).String()
+	}
+	if s.QueueDepth > 0 {
+		setInt(revisions.QueueDepthAnnotation, s.QueueDepth)
+	}
+	return a
+}
+
+func (p *Probe) check() error {
+	switch p.Type {
+	case "", "tcp", "http", "grpc":
+	default:
+		return fmt.Errorf("startup_probe: unknown type %q: it is tcp, http or grpc", p.Type)
+	}
+	for name, d := range map[string]caddy.Duration{"initial_delay": p.InitialDelay, "period": p.Period, "timeout": p.Timeout} {
+		if d < 0 || time.Duration(d)%time.Second != 0 {
+			return fmt.Errorf("startup_probe: %s %s is not in whole seconds", name, time.Duration(d))
+		}
+	}
+	if p.Port < 0 || p.Port > 65535 {
+		return fmt.Errorf("startup_probe: port %d is not from 1 to 65535", p.Port)
+	}
+	if p.FailureThreshold < 0 {
+		return fmt.Errorf("startup_probe: failure_threshold %d is below zero", p.FailureThreshold)
+	}
+	return nil
+}
+
+func (p *Probe) knative() *corev1.Probe {
+	seconds := func(d caddy.Duration, otherwise int32) int32 {
+		if d == 0 {
+			return otherwise
+		}
+		return int32(time.Duration(d) / time.Second)
+	}
+	k := &corev1.Probe{
+		InitialDelaySeconds: seconds(p.InitialDelay, 0),
+		PeriodSeconds:       seconds(p.Period, int32(revisions.DefaultStartupTimeout/time.Second)),
+		TimeoutSeconds:      seconds(p.Timeout, 1),
+		FailureThreshold:    int32(max(p.FailureThreshold, 1)),
+		SuccessThreshold:    1,
+	}
+	port := intstr.FromInt32(int32(p.Port))
+	switch p.Type {
+	case "http":
+		k.HTTPGet = &corev1.HTTPGetAction{Path: p.Path, Port: port}
+		for _, name := range slices.Sorted(maps.Keys(p.Headers)) {
+			k.HTTPGet.HTTPHeaders = append(k.HTTPGet.HTTPHeaders, corev1.HTTPHeader{Name: name, Value: p.Headers[name]})
+		}
+	case "grpc":
+		k.GRPC = &corev1.GRPCAction{Port: int32(p.Port), Service: &p.Service}
+	default:
+		k.TCPSocket = &corev1.TCPSocketAction{Port: port}
+	}
+	return k
+}
+
+// parseQuantity reads an amount as Kubernetes writes it (512Mi) or as people do
+// (512MiB, 512MB).
+func parseQuantity(text string) (resource.Quantity, error) {
+	short := strings.TrimSuffix(text, "B")
+	if n := len(short); n < len(text) && (n == 0 || !strings.ContainsAny(short[n-1:], "ikMGTPEK")) {
+		short = text // "5B" is no quantity
+	}
+	if n := len(short); n > 1 && short[n-1] == 'K' {
+		short = short[:n-1] + "k"
+	}
+	q, err := resource.ParseQuantity(short)
+	if err != nil || q.Sign() <= 0 {
+		return q, fmt.Errorf("%q is not an amount such as 1, 500m, 512MiB or 1Gi", text)
+	}
+	return q, nil
+}

@@ -1,0 +1,44 @@
+package instancepool
+
+import "time"
+
+// Event is one change in the life of an instance, for logs and metrics.
+type Event struct {
+	// State is the state the instance has come to.
+	State State
+	// Instance, Revision and Service name it.
+	Instance, Revision, Service string
+	// Reason says in a few words why: "queued requests", "idle", "exited" …
+	Reason string
+	// Err is set when State is Failed.
+	Err error
+	// PID and Address are set once the instance runs.
+	PID     int
+	Address string
+	// Adopted is set when an earlier process had started it.
+	Adopted bool
+	// Phases tells how long each phase of the start took, when State is Ready;
+	// "probe" is the last of them.
+	Phases map[string]time.Duration
+	// Took is how long the instance was in the state before.
+	Took time.Duration
+}
+
+// Status is what a pool is doing.
+type Status struct {
+	// Waiting is the number of queued requests.
+	Waiting int
+	// InFlight is the number of requests in all instances.
+	InFlight  int
+	Instances []InstanceStatus
+}
+
+// InstanceStatus is what an instance is doing.
+type InstanceStatus struct {
+	ID       string
+	State    State
+	Since    time.Time
+	InFlight int
+	PID      int
+	Address  string
+}

@@ -1,0 +1,50 @@
+package instancepool
+
+import (
+	"context"
+	"fmt"
+)
+
+// Probe is what a pool asks with unless its options say otherwise.
+func Probe(ctx context.Context, h Handle) error { return probe(ctx, h) }
+
+// Check counts everything again and returns what does not agree with what the
+// pool has counted on the way.
+func (p *Pool) Check() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var inFlight, free, ready, starting, suspects, waiting int
+	for _, i := range p.instances {
+		inFlight += i.inFlight
+		if i.inFlight < 0 || i.inFlight > p.rev.Concurrency {
+			return fmt.Errorf("%s has %d requests in flight, the limit is %d", i.id, i.inFlight, p.rev.Concurrency)
+		}
+		switch i.state {
+		case Starting:
+			starting++
+		case Suspect:
+			suspects++
+		case Ready:
+			ready++
+			free += p.rev.Concurrency - i.inFlight
+		}
+		if listed, want := i.list != nil, i.state == Ready && i.inFlight < p.rev.Concurrency; listed != want {
+			return fmt.Errorf("%s, %s with %d in flight: among the free ones: %t", i.id, i.state, i.inFlight, listed)
+		}
+	}
+	for w := p.waiters.head; w != nil; w = w.next {
+		waiting++
+	}
+	type counts struct{ free, ready, starting, suspects, waiting int }
+	counted := counts{p.free, p.ready, p.starting, p.suspects, p.waiters.length}
+	if found := (counts{free, ready, starting, suspects, waiting}); found != counted {
+		return fmt.Errorf("the pool has counted %+v, there are %+v", counted, found)
+	}
+	if inFlight > p.inFlight { // requests of instances that are gone are in none
+		return fmt.Errorf("the pool has counted %d in flight, there are %d", p.inFlight, inFlight)
+	}
+	if free > 0 && waiting > 0 {
+		return fmt.Errorf("%d requests wait while %d slots are free", waiting, free)
+	}
+	return nil
+}

@@ -1,0 +1,167 @@
+package instancepool
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+)
+
+// State is where an instance is in its life.
+type State int
+
+// The states, in the order they are passed. Failed and Stopped are ends.
+const (
+	Starting State = iota
+	Ready
+	// Suspect instances refused a connection and are probed again; they get no
+	// new requests.
+	Suspect
+	Draining
+	Stopped
+	Failed
+)
+
+// String is the word used in logs, metrics and APIs.
+func (s State) String() string {
+	return [...]string{"starting", "ready", "suspect", "draining", "stopped", "failed"}[s]
+}
+
+// Instance is one running copy of a revision. Its pool guards what changes.
+type Instance struct {
+	id   string
+	pool *Pool
+
+	// handle and transport are set before the instance is first ready and never
+	// change after.
+	handle    Handle
+	transport *http.Transport
+
+	// The rest is guarded by pool.mu.
+	state    State
+	since    time.Time // of state
+	born     time.Time // when its start began
+	inFlight int
+	list     *freeList // the list of free instances that it is in, or nil
+	prev     *Instance
+	next     *Instance
+	idleAt   time.Time   // when inFlight last became zero
+	idle     *time.Timer // fires when it may have been idle for long enough
+	idleSet  bool        // idle is running
+	readyAt  time.Time   // when it first became ready
+	stop     chan struct{}
+	stopSent bool
+	// stopReason is written before stop is closed and read after.
+	stopReason string
+	adopted    bool
+}
+
+// ID is the instance's name, unique on the host.
+func (i *Instance) ID() string { return i.id }
+
+// Address is the host and port it listens on.
+func (i *Instance) Address() string { return i.handle.Address() }
+
+// Transport carries requests to this instance and to no other, over its own
+// connections, which end with it: a recycled address can never reach another
+// service.
+func (i *Instance) Transport() *http.Transport { return i.transport }
+
+// Exited is closed when the instance's process has ended.
+func (i *Instance) Exited() <-chan struct{} { return i.handle.Exited() }
+
+func newTransport(h Handle) *http.Transport {
+	rev := h.Revision()
+	address := h.Address()
+	dialer := &net.Dialer{Timeout: 3 * time.Second, KeepAlive: 30 * time.Second}
+	t := &http.Transport{
+		// The proxy settings of Caddy's environment are not for its own instances,
+		// and bytes pass through as they are.
+		Proxy:              nil,
+		DisableCompression: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			conn, err := dialer.DialContext(ctx, "tcp", address)
+			if err != nil {
+				return nil, &DialError{Instance: h.ID(), Err: err}
+			}
+			// The address is free for others only after the exit: a connection made
+			// before it is to the instance.
+			select {
+			case <-h.Exited():
+				_ = conn.Close()
+				return nil, &DialError{Instance: h.ID(), Err: errExited}
+			default:
+				return conn, nil
+			}
+		},
+		MaxIdleConnsPerHost:   rev.Concurrency,
+		IdleConnTimeout:       2 * time.Minute,
+		ExpectContinueTimeout: time.Second,
+		ReadBufferSize:        16 << 10,
+		WriteBufferSize:       16 << 10,
+	}
+	if rev.Port.H2C {
+		t.Protocols = new(http.Protocols)
+		t.Protocols.SetUnencryptedHTTP2(true)
+	}
+	return t
+}
+
+// DialError means that no connection to an instance could be made: not one byte
+// of the request was sent.
+type DialError struct {
+	Instance string
+	Err      error
+}
+
+func (e *DialError) Error() string {
+	return "connecting to instance " + e.Instance + ": " + e.Err.Error()
+}
+func (e *DialError) Unwrap() error { return e.Err }
+
+var errExited = errors.New("it has exited")
+
+// instanceID makes a name for a new instance of a revision.
+func instanceID(revision string) string {
+	return revision + "-" + strings.ToLower(rand.Text()[:5])
+}
+
+// freeList is a list of instances that have a free slot.
+type freeList struct{ head, tail *Instance }
+
+func (l *freeList) pushFront(i *Instance) {
+	i.list, i.prev, i.next = l, nil, l.head
+	if l.head != nil {
+		l.head.prev = i
+	} else {
+		l.tail = i
+	}
+	l.head = i
+}
+
+func (l *freeList) pushBack(i *Instance) {
+	i.list, i.prev, i.next = l, l.tail, nil
+	if l.tail != nil {
+		l.tail.next = i
+	} else {
+		l.head = i
+	}
+	l.tail = i
+}
+
+func (l *freeList) remove(i *Instance) {
+	if i.prev != nil {
+		i.prev.next = i.next
+	} else {
+		l.head = i.next
+	}
+	if i.next != nil {
+		i.next.prev = i.prev
+	} else {
+		l.tail = i.prev
+	}
+	i.list, i.prev, i.next = nil, nil, nil
+}

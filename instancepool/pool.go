@@ -1,0 +1,1000 @@
+// Package instancepool holds the instances of one revision: it admits requests
+// under the revision's hard concurrency limit, queues what has to wait, first
+// in, first out, and starts, probes, watches and stops instances through a
+// Runtime. How many there should be is decided elsewhere.
+package instancepool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/fairway-run/fairway/revisions"
+)
+
+const (
+	// DefaultStopGrace is how long an instance may take to end after SIGTERM
+	// (Cloud Run: container contract, 10 seconds).
+	DefaultStopGrace = 10 * time.Second
+	// startAllowance is what a start may take besides its probe's own time.
+	startAllowance = time.Minute
+	// stopAllowance is what a stop may take besides its grace.
+	stopAllowance = 30 * time.Second
+	// settledAfter is how long an instance must have been ready for its end not to
+	// count as a failure to start; failures are forgotten when none has followed
+	// for forgivenAfter.
+	settledAfter  = 10 * time.Second
+	forgivenAfter = 2 * failureBackoffMax
+	// A revision that fails to start is tried again after the first of these,
+	// then ever less often up to the second.
+	failureBackoffMin = time.Second
+	failureBackoffMax = time.Minute
+	// The same when the engine does not answer, which is nobody's fault. Waiting
+	// requests are patient with it for outagePatience.
+	outageBackoffMin = 100 * time.Millisecond
+	outageBackoffMax = 2 * time.Second
+	outagePatience   = 10 * time.Second
+	// suspectPatience is how long an instance that could not be dialled may take to
+	// pass its probe again.
+	suspectPatience = 5 * time.Second
+	// logTail is how much of an instance's last output an error carries.
+	logTail = 2 << 10
+)
+
+// Snapshot is what a decision about the number of instances is made from.
+type Snapshot struct {
+	// Waiting is the number of queued requests, InFlight of those in instances.
+	Waiting, InFlight int
+	// Free is the number of free slots of ready instances.
+	Free int
+	// Ready, Starting and Suspect count instances. Those that stop are in none.
+	Ready, Starting, Suspect int
+	// Concurrency is the number of slots of an instance.
+	Concurrency int
+	// Min and Max bound the number of instances; Max 0 means no bound.
+	Min, Max int
+}
+
+// Options are what a pool needs from others.
+type Options struct {
+	// Prepare, when not nil, is called before each start and may take its time,
+	// which a start may not: it pulls the image.
+	Prepare func(context.Context) error
+	// Start makes an instance: Runtime.Start, or what bounds and prepares it.
+	Start func(context.Context, StartSpec) (Handle, error)
+	// Decide returns how many instances to start now. It is called with the
+	// pool's lock held, whenever its answer may have changed: it must be quick
+	// and must not call the pool.
+	Decide func(Snapshot) int
+	// Observe, when not nil, is told of each change of an instance's state, in
+	// order per instance and outside the pool's lock.
+	Observe func(Event)
+	// Probe returns nil once an instance may get requests, or why it never did.
+	// Default: what the revision's startup probe says, over the network.
+	Probe func(context.Context, Handle) error
+	// StopGrace is the time from SIGTERM to SIGKILL. Default: DefaultStopGrace.
+	StopGrace time.Duration
+}
+
+type phase int
+
+const (
+	open     phase = iota
+	draining       // no new requests; ends when those it has are done
+	closing        // at the drain's deadline: nothing is waited for
+)
+
+// Pool holds the instances of one revision. It is safe for concurrent use.
+type Pool struct {
+	rev  *revisions.Revision
+	opts Options
+	// target is the number of requests from which an instance is no longer
+	// preferred over others with fewer.
+	target int
+
+	ctx    context.Context // ends when the pool lets go of its instances
+	cancel context.CancelFunc
+	wg     sync.WaitGroup // one for each instance
+	done   chan struct{}  // closed when a drained pool has no instance left
+
+	mu        sync.Mutex // guards all below, and what Instance says it guards
+	phase     phase
+	detached  bool
+	instances []*Instance // in the order they were made, until they are gone
+	below     freeList    // ready, fewer than target in flight; last used first
+	above     freeList    // ready, from target up to the limit; in turn
+	waiters   queue
+	awaiting  []*await
+	floor     int // instances that Await wants
+	free      int // slots
+	inFlight  int
+	ready     int
+	starting  int
+	suspects  int
+
+	proven      bool // an instance has been ready
+	failures    int  // in a row
+	failedAt    time.Time
+	failure     *StartError
+	retryAt     time.Time // no start before
+	retry       *time.Timer
+	outageSince time.Time // since when the engine has not answered
+	outageAt    time.Time // when that was last noticed
+	outages     int
+	deadline    *time.Timer // of the drain
+}
+
+// New returns an empty pool. Nothing starts before the first Acquire, Await,
+// Adopt or Wake.
+func New(rev *revisions.Revision, opts Options) *Pool {
+	if opts.StopGrace == 0 {
+		opts.StopGrace = DefaultStopGrace
+	}
+	if opts.Observe == nil {
+		opts.Observe = func(Event) {}
+	}
+	if opts.Probe == nil {
+		opts.Probe = probe
+	}
+	p := &Pool{rev: rev, opts: opts, target: max(1, rev.Concurrency*7/10), done: make(chan struct{})}
+	p.ctx, p.cancel = context.WithCancel(context.Background())
+	return p
+}
+
+// Revision is what the pool's instances run.
+func (p *Pool) Revision() *revisions.Revision { return p.rev }
+
+// Acquire returns a lease on a slot of an instance: at once while one is free,
+// else when the request's turn has come. Errors: ErrQueueFull, ErrTimeout,
+// ErrDraining, *StartError, or the cause of ctx's end.
+func (p *Pool) Acquire(ctx context.Context) (*Lease, error) {
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	p.mu.Lock()
+	if p.phase != open {
+		p.mu.Unlock()
+		return nil, ErrDraining
+	}
+	if i := p.take(); i != nil {
+		p.mu.Unlock()
+		return &Lease{instance: i}, nil
+	}
+	if err := p.refusal(); err != nil {
+		p.mu.Unlock()
+		return nil, err
+	}
+	w := &waiter{since: time.Now(), settled: make(chan grant, 1)}
+	p.waiters.push(w)
+	p.scale()
+	p.mu.Unlock()
+
+	timeout := time.NewTimer(p.rev.Timeout)
+	defer timeout.Stop()
+	select {
+	case g := <-w.settled:
+		if g.err != nil {
+			return nil, g.err
+		}
+		return &Lease{instance: g.instance, Waited: time.Since(w.since), Cold: g.cold}, nil
+	case <-ctx.Done():
+		p.leave(w)
+		return nil, context.Cause(ctx)
+	case <-timeout.C:
+		p.leave(w)
+		return nil, ErrTimeout
+	}
+}
+
+// leave takes a waiter whose request has ended out of the queue; a slot that it
+// was given in the same moment goes to the next.
+func (p *Pool) leave(w *waiter) {
+	p.mu.Lock()
+	if w.queued {
+		p.waiters.remove(w)
+		p.settle()
+		p.mu.Unlock()
+		return
+	}
+	p.mu.Unlock()
+	if g := <-w.settled; g.err == nil {
+		p.release(g.instance)
+	}
+}
+
+// refusal says why a request may not even wait. The caller holds mu.
+func (p *Pool) refusal() error {
+	if p.failure != nil && p.alive() == 0 && time.Now().Before(p.retryAt) {
+		return p.failureNow()
+	}
+	if p.waiters.length >= p.rev.QueueDepth {
+		return ErrQueueFull
+	}
+	return nil
+}
+
+func (p *Pool) failureNow() *StartError {
+	e := *p.failure
+	e.RetryAfter = max(0, time.Until(p.retryAt))
+	return &e
+}
+
+// alive counts the instances that take or will take requests. The caller holds mu.
+func (p *Pool) alive() int { return p.ready + p.starting + p.suspects }
+
+// take gives a free slot of the best instance to a request, or returns nil.
+// Requests are gathered on few instances up to target, so that the others can
+// go idle, and spread over all from there on; of several idle instances the one
+// used last is taken, whose caches are warm. The caller holds mu.
+func (p *Pool) take() *Instance {
+	i := p.below.head
+	if i == nil {
+		i = p.above.head
+	}
+	if i == nil {
+		return nil
+	}
+	p.free--
+	p.admit(i)
+	return i
+}
+
+// admit counts one more request in i. The caller holds mu and has accounted for
+// the slot.
+func (p *Pool) admit(i *Instance) {
+	i.inFlight++
+	p.inFlight++
+	p.place(i)
+	if i.list == &p.above {
+		p.above.remove(i)
+		p.above.pushBack(i)
+	}
+}
+
+// place puts i into the list that its state and load belong in. The caller
+// holds mu.
+func (p *Pool) place(i *Instance) {
+	var want *freeList
+	switch {
+	case i.state != Ready || i.inFlight >= p.rev.Concurrency:
+	case i.inFlight < p.target:
+		want = &p.below
+	default:
+		want = &p.above
+	}
+	if i.list == want {
+		return
+	}
+	if i.list != nil {
+		i.list.remove(i)
+	}
+	if want != nil {
+		want.pushFront(i)
+	}
+}
+
+// release takes one request out of i and hands the slot to the oldest waiter.
+func (p *Pool) release(i *Instance) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	i.inFlight--
+	p.inFlight--
+	if i.state == Ready {
+		p.free++
+		p.place(i)
+		p.handOver(false)
+		if i.inFlight == 0 {
+			p.startIdling(i)
+		}
+	}
+	p.settle()
+}
+
+// handOver gives free slots to waiters in their order. The caller holds mu.
+func (p *Pool) handOver(cold bool) {
+	for p.waiters.length > 0 {
+		i := p.take()
+		if i == nil {
+			return
+		}
+		p.waiters.pop().settled <- grant{instance: i, cold: cold}
+	}
+}
+
+// failWaiters answers every waiter with err. The caller holds mu.
+func (p *Pool) failWaiters(err error) {
+	for w := p.waiters.pop(); w != nil; w = p.waiters.pop() {
+		w.settled <- grant{err: err}
+	}
+}
+
+// Wake starts what the revision's minimum, or what waits, asks for.
+func (p *Pool) Wake() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.scale()
+}
+
+// scale starts the instances that Decide wants; only one at a time while the
+// last start failed. The caller holds mu.
+func (p *Pool) scale() {
+	if p.detached || p.phase != open {
+		return
+	}
+	n := p.opts.Decide(p.snapshot())
+	if p.failure != nil || p.outages > 0 {
+		n = min(n, 1-p.starting)
+	}
+	if n <= 0 {
+		return
+	}
+	if wait := time.Until(p.retryAt); wait > 0 {
+		p.retryIn(wait)
+		return
+	}
+	for range n {
+		i := p.add(instanceID(p.rev.Name), false)
+		p.wg.Go(func() { p.run(i, nil, "demand") })
+	}
+}
+
+func (p *Pool) retryIn(wait time.Duration) {
+	if p.retry == nil {
+		p.retry = time.AfterFunc(wait, p.Wake)
+		return
+	}
+	p.retry.Reset(wait)
+}
+
+func (p *Pool) snapshot() Snapshot {
+	s := Snapshot{
+		Waiting: p.waiters.length, InFlight: p.inFlight, Free: p.free,
+		Ready: p.ready, Starting: p.starting, Suspect: p.suspects,
+		Concurrency: p.rev.Concurrency, Min: p.rev.MinInstances, Max: p.rev.MaxInstances,
+	}
+	s.Min = max(s.Min, p.floor)
+	if s.Max > 0 {
+		s.Min = min(s.Min, s.Max)
+	}
+	return s
+}
+
+// add makes an instance known. The caller holds mu.
+func (p *Pool) add(id string, adopted bool) *Instance {
+	now := time.Now()
+	i := &Instance{id: id, pool: p, state: Starting, since: now, born: now, adopted: adopted, stop: make(chan struct{})}
+	p.instances = append(p.instances, i)
+	p.starting++
+	return i
+}
+
+// Adopt takes over an instance that an earlier process started: it gets
+// requests once its probe has succeeded. It reports false when the pool does not
+// take instances any more.
+func (p *Pool) Adopt(h Handle) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.detached || p.phase != open {
+		return false
+	}
+	i := p.add(h.ID(), true)
+	p.wg.Go(func() { p.run(i, h, "adopted") })
+	return true
+}
+
+// run is the life of an instance, from its start to when nothing of it is left.
+func (p *Pool) run(i *Instance, h Handle, reason string) {
+	ctx, cancel := context.WithCancel(p.ctx)
+	defer cancel()
+	began := time.Now()
+	p.opts.Observe(p.event(i, h, Starting, reason))
+	h, phases, err := p.bringUp(ctx, i, h)
+	if err == nil {
+		err = p.becomeReady(i, h)
+	}
+	if err != nil {
+		p.startFailed(i, h, err, began)
+		return
+	}
+	e := p.event(i, h, Ready, "probe succeeded")
+	e.Phases, e.Took = phases, time.Since(began)
+	p.opts.Observe(e)
+	crashed := false
+	select {
+	case <-h.Exited():
+		crashed = p.crashed(i, h)
+	case <-i.stop:
+		p.opts.Observe(p.event(i, h, Draining, i.stopReason))
+	case <-ctx.Done():
+		i.transport.CloseIdleConnections()
+		return // let go: the instance runs on
+	}
+	p.end(i, h, crashed)
+}
+
+// bringUp starts the instance, unless h is one that runs already, and returns
+// when it may get requests. What it started is handed back with the error.
+func (p *Pool) bringUp(ctx context.Context, i *Instance, h Handle) (Handle, map[string]time.Duration, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	ended := ctx.Done()
+	p.wg.Go(func() { // ends with this call
+		select {
+		case <-i.stop:
+			cancel(errUnwanted)
+		case <-ended:
+		}
+	})
+	if h == nil && p.opts.Prepare != nil {
+		if err := p.opts.Prepare(ctx); err != nil {
+			return nil, nil, err
+		}
+	}
+	limit := p.rev.Startup.Delay + p.rev.Startup.Total + startAllowance
+	ctx, stop := context.WithTimeoutCause(ctx, limit, fmt.Errorf("%w: not started within %s", errNotReady, limit))
+	defer stop()
+	var mu sync.Mutex // guards phases: a runtime may report from several goroutines
+	phases := make(map[string]time.Duration)
+	if h == nil {
+		var err error
+		h, err = p.opts.Start(ctx, StartSpec{ID: i.id, Revision: p.rev, Observe: func(phase string, took time.Duration) {
+			mu.Lock()
+			defer mu.Unlock()
+			phases[phase] += took
+		}})
+		if err != nil {
+			if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+				err = context.Cause(ctx) // says more
+			}
+			return nil, nil, err
+		}
+	}
+	began := time.Now()
+	err := p.opts.Probe(ctx, h)
+	mu.Lock()
+	defer mu.Unlock()
+	phases["probe"] = time.Since(began)
+	return h, phases, err
+}
+
+var errUnwanted = errors.New("the instance is no longer wanted")
+
+func (p *Pool) becomeReady(i *Instance, h Handle) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if i.stopSent || p.detached {
+		return errUnwanted
+	}
+	i.handle, i.transport = h, newTransport(h)
+	p.makeReady(i)
+	i.readyAt = i.since
+	p.proven = true
+	p.failure, p.retryAt = nil, time.Time{}
+	p.outages, p.outageSince = 0, time.Time{}
+	p.answerAwaits(nil)
+	p.handOver(true)
+	if i.inFlight == 0 {
+		p.startIdling(i)
+	}
+	p.scale() // what was held back while starts failed
+	p.settle()
+	return nil
+}
+
+// makeReady opens the slots of i. The caller holds mu.
+func (p *Pool) makeReady(i *Instance) {
+	p.setState(i, Ready)
+	p.ready++
+	p.free += p.rev.Concurrency - i.inFlight
+	p.place(i)
+}
+
+// setState moves i to another state, which closes its slots if it was ready.
+// The caller holds mu.
+func (p *Pool) setState(i *Instance, s State) {
+	switch i.state {
+	case Starting:
+		p.starting--
+	case Ready:
+		p.ready--
+		p.free -= p.rev.Concurrency - i.inFlight
+	case Suspect:
+		p.suspects--
+	}
+	if s == Suspect {
+		p.suspects++
+	}
+	i.state, i.since = s, time.Now()
+	p.place(i)
+}
+
+// startFailed ends an instance that never became ready.
+func (p *Pool) startFailed(i *Instance, h Handle, err error, began time.Time) {
+	failure := &StartError{Revision: p.rev.Name, Reason: "ContainerUnhealthy", Err: err}
+	if h != nil {
+		failure.Log = h.LogTail(logTail)
+		select {
+		case <-h.Exited():
+			failure.Reason = fmt.Sprintf("ExitCode%d", h.Exit().Code)
+		default:
+		}
+	}
+	// The instance's end and what follows from it are one step: nobody may start
+	// another in between, as if this one had not failed.
+	p.mu.Lock()
+	if p.detached {
+		p.mu.Unlock()
+		return // what was started is the next process's
+	}
+	unwanted := i.stopSent
+	p.setState(i, Failed)
+	if !unwanted {
+		p.countFailure(failure, i)
+	}
+	p.scale()
+	p.settle()
+	p.mu.Unlock()
+
+	e := p.event(i, h, Failed, "start failed")
+	e.Took = time.Since(began)
+	if unwanted {
+		e.State, e.Reason = Stopped, "not wanted any more"
+	} else {
+		e.Err = failure
+	}
+	if h != nil {
+		p.remove(h)
+	}
+	p.mu.Lock()
+	p.gone(i)
+	p.mu.Unlock()
+	p.opts.Observe(e)
+}
+
+// countFailure sets when the next start may be tried after the failure of i, and
+// answers those who wait in vain. Instances that were started together and fail
+// together are one failure: nothing is started before retryAt, so what fails
+// until then was started before. The caller holds mu.
+func (p *Pool) countFailure(f *StartError, i *Instance) {
+	now := time.Now()
+	same := now.Before(p.retryAt)
+	outage := errors.Is(f.Err, ErrUnavailable)
+	if outage {
+		f.Reason = "ResourcesUnavailable"
+		if p.outages == 0 || i.born.Sub(p.outageAt) > outagePatience {
+			p.outages, p.outageSince = 0, now
+		}
+		p.outageAt = now
+		if !same {
+			p.retryAt = now.Add(backoff(outageBackoffMin, outageBackoffMax, p.outages))
+			p.outages++
+		}
+		p.outages = max(p.outages, 1)
+		if now.Sub(p.outageSince) < outagePatience {
+			return
+		}
+	} else {
+		p.outages = 0
+		if !same {
+			p.retryAt = now.Add(backoff(failureBackoffMin, failureBackoffMax, p.failedInARow(i)))
+		}
+	}
+	if errors.Is(f.Err, ErrImage) {
+		f.Reason = "ContainerMissing"
+	}
+	p.failure = f
+	if !outage {
+		p.answerAwaits(p.failureNow())
+	}
+	if p.alive() == 0 {
+		p.failWaiters(p.failureNow())
+	}
+}
+
+// failedInARow counts the failure of i and returns how many there were before
+// it. The caller holds mu.
+func (p *Pool) failedInARow(i *Instance) int {
+	if p.forgiven(i) {
+		p.failures = 0
+	}
+	p.failedAt = time.Now()
+	p.failures++
+	return p.failures - 1
+}
+
+// forgiven reports whether the failures before i are too long ago to matter. How
+// long i itself took to fail does not count. The caller holds mu.
+func (p *Pool) forgiven(i *Instance) bool { return i.born.Sub(p.failedAt) > forgivenAfter }
+
+func backoff(lowest, highest time.Duration, n int) time.Duration {
+	d := lowest
+	for range n {
+		if d *= 2; d >= highest {
+			return highest
+		}
+	}
+	return d
+}
+
+// crashed notes that a ready instance ended by itself. It reports false when it
+// had been asked to.
+func (p *Pool) crashed(i *Instance, h Handle) bool {
+	failure := &StartError{
+		Revision: p.rev.Name,
+		Reason:   fmt.Sprintf("ExitCode%d", h.Exit().Code),
+		Err:      fmt.Errorf("the container %s", h.Exit()),
+		Log:      h.LogTail(logTail),
+	}
+	p.mu.Lock()
+	if i.stopSent {
+		p.mu.Unlock()
+		return false
+	}
+	lived := time.Since(i.readyAt)
+	p.setState(i, Failed)
+	// One early end may be the fault of a single request; from the second in a
+	// row on the revision is taken to be broken.
+	if lived < settledAfter {
+		if p.failures == 0 || p.forgiven(i) {
+			p.failedInARow(i)
+		} else {
+			p.countFailure(failure, i)
+		}
+	}
+	p.scale()
+	p.settle()
+	p.mu.Unlock()
+	e := p.event(i, h, Failed, "exited")
+	e.Err, e.Took = failure, lived
+	p.opts.Observe(e)
+	return true
+}
+
+// end stops what still runs and removes what is left of an instance.
+func (p *Pool) end(i *Instance, h Handle, crashed bool) {
+	began := time.Now()
+	i.transport.CloseIdleConnections()
+	p.remove(h)
+	if p.ctx.Err() != nil {
+		return // let go in the middle: the next process finds what is left
+	}
+	p.mu.Lock()
+	p.gone(i)
+	p.mu.Unlock()
+	if !crashed {
+		e := p.event(i, h, Stopped, i.stopReason)
+		e.Took = time.Since(began)
+		p.opts.Observe(e)
+	}
+}
+
+// remove stops an instance and everything it had. A runtime that cannot now does
+// so later by itself: what it does not know as running, it removes.
+func (p *Pool) remove(h Handle) {
+	if p.ctx.Err() != nil {
+		return // it is the next process's
+	}
+	ctx, cancel := context.WithTimeout(p.ctx, p.opts.StopGrace+stopAllowance)
+	defer cancel()
+	if err := h.Stop(ctx, p.opts.StopGrace); err != nil && p.ctx.Err() == nil {
+		p.opts.Observe(Event{
+			State: Failed, Instance: h.ID(), Revision: p.rev.Name, Service: p.rev.Service,
+			Reason: "stop failed; what is left is removed later", Err: err,
+		})
+	}
+}
+
+// gone forgets an instance. The caller holds mu.
+func (p *Pool) gone(i *Instance) {
+	if i.idle != nil {
+		i.idle.Stop()
+	}
+	p.instances = slices.DeleteFunc(p.instances, func(o *Instance) bool { return o == i })
+	p.settle()
+}
+
+func (p *Pool) event(i *Instance, h Handle, s State, reason string) Event {
+	e := Event{
+		State: s, Instance: i.id, Revision: p.rev.Name, Service: p.rev.Service,
+		Reason: reason, Adopted: i.adopted,
+	}
+	if h != nil {
+		e.PID, e.Address = h.PID(), h.Address()
+	}
+	return e
+}
+
+// startIdling notes that i has nothing to do, and sees to it that this is
+// looked at when it may have lasted long enough. A timer that runs is left
+// alone: that costs nothing per request. The caller holds mu.
+func (p *Pool) startIdling(i *Instance) {
+	i.idleAt = time.Now()
+	if i.idleSet || p.detached {
+		return
+	}
+	i.idleSet = true
+	if i.idle == nil {
+		i.idle = time.AfterFunc(p.rev.IdleTimeout, func() { p.idled(i) })
+		return
+	}
+	i.idle.Reset(p.rev.IdleTimeout)
+}
+
+// idled stops an instance that has been idle for the whole idle timeout. The
+// same lock admits requests, so none can be on its way to it.
+func (p *Pool) idled(i *Instance) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	i.idleSet = false
+	if i.state != Ready || i.inFlight > 0 || p.detached {
+		return
+	}
+	left := p.rev.IdleTimeout - time.Since(i.idleAt)
+	if left <= 0 && p.ready+p.starting <= p.snapshot().Min {
+		left = p.rev.IdleTimeout
+	}
+	if left > 0 {
+		i.idleSet = true
+		i.idle.Reset(left)
+		return
+	}
+	p.setState(i, Draining)
+	p.askToStop(i, "idle")
+}
+
+// askToStop tells the instance's goroutine to stop it. The caller holds mu.
+func (p *Pool) askToStop(i *Instance, reason string) {
+	if !i.stopSent {
+		i.stopSent, i.stopReason = true, reason
+		close(i.stop)
+	}
+}
+
+// suspect takes an instance that could not be dialled out of use and probes it.
+func (p *Pool) suspect(i *Instance) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if i.state != Ready || p.detached {
+		return
+	}
+	p.setState(i, Suspect)
+	p.scale()
+	p.settle()
+	p.wg.Go(func() {
+		ctx, cancel := context.WithTimeout(p.ctx, suspectPatience)
+		defer cancel()
+		err := p.opts.Probe(ctx, i.handle)
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if i.state != Suspect || p.detached {
+			return
+		}
+		if err != nil {
+			p.setState(i, Draining)
+			p.askToStop(i, "does not accept connections")
+			p.scale()
+			return
+		}
+		p.makeReady(i)
+		p.handOver(false)
+		if i.inFlight == 0 {
+			p.startIdling(i)
+		}
+		p.settle()
+	})
+}
+
+// await is a call of Await.
+type await struct {
+	n      int
+	result chan error
+}
+
+// Await starts instances until n are ready, and returns nil then, or why the
+// first that failed did. An engine that does not answer is waited for.
+func (p *Pool) Await(ctx context.Context, n int) error {
+	if p.rev.MaxInstances > 0 {
+		n = min(n, p.rev.MaxInstances)
+	}
+	a := &await{n: n, result: make(chan error, 1)}
+	p.mu.Lock()
+	if p.phase != open {
+		p.mu.Unlock()
+		return ErrDraining
+	}
+	p.floor = max(p.floor, n)
+	p.awaiting = append(p.awaiting, a)
+	p.answerAwaits(nil)
+	p.scale()
+	p.mu.Unlock()
+	defer func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.awaiting = slices.DeleteFunc(p.awaiting, func(o *await) bool { return o == a })
+		p.floor = 0
+		for _, o := range p.awaiting {
+			p.floor = max(p.floor, o.n)
+		}
+	}()
+	select {
+	case err := <-a.result:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// answerAwaits answers those who wait for fewer instances than are ready, or
+// all with a failure. The caller holds mu.
+func (p *Pool) answerAwaits(failure error) {
+	for _, a := range p.awaiting {
+		if failure == nil && p.ready < a.n {
+			continue
+		}
+		select {
+		case a.result <- failure:
+		default:
+		}
+	}
+}
+
+// Drain lets the pool end: it takes no new requests, finishes those it has and
+// stops its instances; after timeout it stops them all the same. It returns at
+// once; Done tells the end. Requests that wait while no instance is ready get
+// ErrDraining, so that they can go where new requests go.
+func (p *Pool) Drain(timeout time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.detached || p.phase == closing {
+		return
+	}
+	if p.phase == open {
+		p.phase = draining
+		p.answerAwaits(ErrDraining)
+	}
+	if timeout <= 0 {
+		p.close()
+		return
+	}
+	if p.deadline == nil {
+		p.deadline = time.AfterFunc(timeout, func() {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			p.close()
+		})
+	}
+	p.settle()
+}
+
+// close stops every instance, whatever it does. The caller holds mu.
+func (p *Pool) close() {
+	if p.detached {
+		return
+	}
+	p.phase = closing
+	p.failWaiters(ErrDraining)
+	for _, i := range p.instances {
+		if i.state == Ready || i.state == Suspect {
+			p.setState(i, Draining)
+		}
+		p.askToStop(i, "its revision is retired")
+	}
+	p.settle()
+}
+
+// Dismiss answers all waiting requests with ErrDraining.
+func (p *Pool) Dismiss() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.failWaiters(ErrDraining)
+	p.settle()
+}
+
+// Done is closed when a drained pool has no instance left.
+func (p *Pool) Done() <-chan struct{} { return p.done }
+
+// settle lets a draining pool come to its end: what nobody needs any more is
+// stopped. The caller holds mu.
+func (p *Pool) settle() {
+	if p.phase == open || p.detached {
+		return
+	}
+	if p.ready == 0 {
+		p.failWaiters(ErrDraining)
+	}
+	if p.waiters.length == 0 {
+		for _, i := range p.instances {
+			switch {
+			case i.state == Starting:
+				p.askToStop(i, "not wanted any more")
+			case i.state == Ready && i.inFlight == 0:
+				p.setState(i, Draining)
+				p.askToStop(i, "its revision is retired")
+			}
+		}
+	}
+	if len(p.instances) == 0 && p.waiters.length == 0 {
+		select {
+		case <-p.done:
+		default:
+			p.phase = closing
+			for _, t := range []*time.Timer{p.retry, p.deadline} {
+				if t != nil {
+					t.Stop()
+				}
+			}
+			p.cancel()
+			close(p.done)
+		}
+	}
+}
+
+// Detach lets go of the instances, which run on, and returns when nothing of
+// the pool does. Waiting requests get ErrDraining.
+func (p *Pool) Detach() {
+	p.mu.Lock()
+	p.detached = true
+	if p.phase == open {
+		p.phase = draining
+	}
+	p.failWaiters(ErrDraining)
+	p.answerAwaits(ErrDraining)
+	for _, t := range []*time.Timer{p.retry, p.deadline} {
+		if t != nil {
+			t.Stop()
+		}
+	}
+	for _, i := range p.instances {
+		if i.idle != nil {
+			i.idle.Stop()
+		}
+	}
+	p.mu.Unlock()
+	p.cancel()
+	p.wg.Wait()
+}
+
+// Wait returns when no goroutine of the pool runs, which is soon after Done.
+func (p *Pool) Wait() { p.wg.Wait() }
+
+// Load returns how many requests the pool has, waiting and in flight.
+func (p *Pool) Load() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.waiters.length + p.inFlight
+}
+
+// Proven reports whether an instance has ever been ready.
+func (p *Pool) Proven() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.proven
+}
+
+// Failure is why the last start failed, or nil since one has succeeded.
+func (p *Pool) Failure() *StartError {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.failure == nil {
+		return nil
+	}
+	return p.failureNow()
+}
+
+// Status tells what the pool is doing.
+func (p *Pool) Status() Status {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := Status{Waiting: p.waiters.length, InFlight: p.inFlight, Instances: make([]InstanceStatus, 0, len(p.instances))}
+	for _, i := range p.instances {
+		st := InstanceStatus{ID: i.id, State: i.state, Since: i.since, InFlight: i.inFlight}
+		if i.handle != nil {
+			st.PID, st.Address = i.handle.PID(), i.handle.Address()
+		}
+		s.Instances = append(s.Instances, st)
+	}
+	return s
+}

@@ -1,0 +1,385 @@
+// Package pooltest has a Runtime for tests. Its instances are no processes: they
+// start, become ready, exit and stop when the test says so, and count what is
+// done to them. All their time is the time package's, so they live in testing/synctest
+// bubbles as well.
+package pooltest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/fairway-run/fairway/instancepool"
+	"github.com/fairway-run/fairway/revisions"
+)
+
+// ErrUnready is what the probe of an instance that does not get ready returns.
+var ErrUnready = errors.New("connection refused")
+
+// Plan says what an instance does. The zero value starts and gets ready at once,
+// and runs until it is asked to stop.
+type Plan struct {
+	// StartTime is what Start takes.
+	StartTime time.Duration
+	// StartErr is what Start returns instead of an instance.
+	StartErr error
+	// Hang makes Start wait for its context's end.
+	Hang bool
+	// ReadyAfter is how long after its start the instance passes its probe.
+	ReadyAfter time.Duration
+	// Unready makes its probe fail, with ErrUnready, after ReadyAfter.
+	Unready bool
+	// ExitAfter is how long after its start it exits by itself, with ExitCode; 0
+	// means never.
+	ExitAfter time.Duration
+	ExitCode  int
+	// IgnoreTerm makes it run until SIGKILL.
+	IgnoreTerm bool
+	// StopTime is how long it takes to end after SIGTERM.
+	StopTime time.Duration
+	// Log is what it has written.
+	Log string
+}
+
+// Runtime is an instancepool.Runtime for tests. It is safe for concurrent use.
+type Runtime struct {
+	mu        sync.Mutex
+	plan      func(instancepool.StartSpec) Plan
+	image     func(ctx context.Context, name string) (string, error)
+	listErr   error
+	attempts  int
+	starting  int
+	parallel  int
+	pid       int
+	instances []*Instance
+	byID      map[string]*Instance
+	closed    bool
+}
+
+// NewRuntime returns a runtime whose instances follow the zero Plan.
+func NewRuntime() *Runtime {
+	return &Runtime{
+		plan:  func(instancepool.StartSpec) Plan { return Plan{} },
+		image: func(context.Context, string) (string, error) { return "sha256:0123", nil },
+		byID:  make(map[string]*Instance),
+		pid:   1000,
+	}
+}
+
+// Plan makes what is started from now on follow plan.
+func (rt *Runtime) Plan(plan Plan) {
+	rt.PlanFor(func(instancepool.StartSpec) Plan { return plan })
+}
+
+// PlanFor makes what is started from now on follow the plan that f returns.
+func (rt *Runtime) PlanFor(f func(instancepool.StartSpec) Plan) {
+	rt.mu.Lock()
+	defer rt.mu.Unlock()
+	rt.plan = f
+}
+
+// Image makes f resolve images from now on.
+func (rt *Runtime) Image(f func(ctx context.Context, name string) (string, error)) {
+	rt.mu.Lock()
+	defer rt.mu.Unlock()
+	rt.image = f
+}
+
+// FailList makes List return err, until it is nil.
+func (rt *Runtime) FailList(err error) {
+	rt.mu.Lock()
+	defer rt.mu.Unlock()
+	rt.listErr = err
+}
+
+// Leave makes an instance that runs as if an earlier process had started it.
+func (rt *Runtime) Leave(id string, rev *revisions.Revision, plan Plan) *Instance {
+	return rt.make(id, rev, plan)
+}
+
+// Attempts counts the calls of Start.
+func (rt *Runtime) Attempts() int {
+	rt.mu.Lock()
+	defer rt.mu.Unlock()
+	return rt.attempts
+}
+
+// Parallel is how many calls of Start there were at most at the same time.
+func (rt *Runtime) Parallel() int {
+	rt.mu.Lock()
+	defer rt.mu.Unlock()
+	return rt.parallel
+}
+
+// Instances returns all there ever were, in the order they were started.
+func (rt *Runtime) Instances() []*Instance {
+	rt.mu.Lock()
+	defer rt.mu.Unlock()
+	return slices.Clone(rt.instances)
+}
+
+// Instance returns one by its name, or nil.
+func (rt *Runtime) Instance(id string) *Instance {
+	rt.mu.Lock()
+	defer rt.mu.Unlock()
+	return rt.byID[id]
+}
+
+// Running returns the instances that have not exited.
+func (rt *Runtime) Running() []*Instance {
+	return slices.DeleteFunc(rt.Instances(), func(i *Instance) bool { return i.hasExited() })
+}
+
+// Closed reports whether Close has been called.
+func (rt *Runtime) Closed() bool {
+	rt.mu.Lock()
+	defer rt.mu.Unlock()
+	return rt.closed
+}
+
+// Resolve implements instancepool.Runtime.
+func (rt *Runtime) Resolve(ctx context.Context, image string, _ func(instancepool.Progress)) (string, error) {
+	rt.mu.Lock()
+	resolve := rt.image
+	rt.mu.Unlock()
+	return resolve(ctx, image)
+}
+
+// Start implements instancepool.Runtime.
+func (rt *Runtime) Start(ctx context.Context, spec instancepool.StartSpec) (instancepool.Handle, error) {
+	rt.mu.Lock()
+	rt.attempts++
+	rt.starting++
+	rt.parallel = max(rt.parallel, rt.starting)
+	f := rt.plan
+	rt.mu.Unlock()
+	defer func() {
+		rt.mu.Lock()
+		defer rt.mu.Unlock()
+		rt.starting--
+	}()
+	plan := f(spec)
+	if plan.Hang {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	if err := wait(ctx, plan.StartTime); err != nil {
+		return nil, err
+	}
+	if plan.StartErr != nil {
+		return nil, plan.StartErr
+	}
+	return rt.make(spec.ID, spec.Revision, plan), nil
+}
+
+func (rt *Runtime) make(id string, rev *revisions.Revision, plan Plan) *Instance {
+	rt.mu.Lock()
+	defer rt.mu.Unlock()
+	rt.pid++
+	i := &Instance{id: id, rev: rev, plan: plan, pid: rt.pid, started: time.Now(), exited: make(chan struct{}), removed: make(chan struct{})}
+	i.address = fmt.Sprintf("10.88.0.1:%d", i.pid)
+	rt.instances = append(rt.instances, i)
+	rt.byID[id] = i
+	if plan.ExitAfter > 0 {
+		i.end = time.AfterFunc(plan.ExitAfter, func() { i.Kill(plan.ExitCode) })
+	}
+	return i
+}
+
+// Probe is an instancepool.Options.Probe: it looks at the instance's plan.
+func (rt *Runtime) Probe(ctx context.Context, h instancepool.Handle) error {
+	i := h.(*Instance)
+	t := time.NewTimer(time.Until(i.started.Add(i.readyAfter())))
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-i.exited:
+		return fmt.Errorf("the container %s", i.Exit())
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if i.unready() {
+		return ErrUnready
+	}
+	return nil
+}
+
+// List implements instancepool.Runtime.
+func (rt *Runtime) List(context.Context) ([]instancepool.Handle, error) {
+	rt.mu.Lock()
+	err := rt.listErr
+	rt.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	var all []instancepool.Handle
+	for _, i := range rt.Running() {
+		all = append(all, i)
+	}
+	return all, nil
+}
+
+// Close implements instancepool.Runtime.
+func (rt *Runtime) Close() error {
+	rt.mu.Lock()
+	defer rt.mu.Unlock()
+	rt.closed = true
+	return nil
+}
+
+// Instance is an instance of a Runtime.
+type Instance struct {
+	id      string
+	rev     *revisions.Revision
+	pid     int
+	address string
+	started time.Time
+	exited  chan struct{}
+	removed chan struct{} // closed once the first Stop is done
+	end     *time.Timer
+
+	mu    sync.Mutex
+	plan  Plan
+	exit  instancepool.Exit
+	stops int
+}
+
+// Kill ends the instance, as a crash would.
+func (i *Instance) Kill(code int) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	select {
+	case <-i.exited:
+	default:
+		i.exit = instancepool.Exit{Code: code, At: time.Now()}
+		close(i.exited)
+	}
+}
+
+// Break makes its probe fail from now on.
+func (i *Instance) Break() {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.plan.Unready = true
+}
+
+// ReadyAt makes its probe succeed from at on, and wait until then.
+func (i *Instance) ReadyAt(at time.Time) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.plan.ReadyAfter = at.Sub(i.started)
+}
+
+// Stops counts the calls of Stop.
+func (i *Instance) Stops() int {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.stops
+}
+
+func (i *Instance) hasExited() bool {
+	select {
+	case <-i.exited:
+		return true
+	default:
+		return false
+	}
+}
+
+func (i *Instance) readyAfter() time.Duration {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.plan.ReadyAfter
+}
+
+func (i *Instance) unready() bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.plan.Unready
+}
+
+// ID implements instancepool.Handle.
+func (i *Instance) ID() string { return i.id }
+
+// Revision implements instancepool.Handle.
+func (i *Instance) Revision() *revisions.Revision { return i.rev }
+
+// PID implements instancepool.Handle.
+func (i *Instance) PID() int { return i.pid }
+
+// Started implements instancepool.Handle.
+func (i *Instance) Started() time.Time { return i.started }
+
+// Address implements instancepool.Handle. Nothing listens there.
+func (i *Instance) Address() string { return i.address }
+
+// Exited implements instancepool.Handle.
+func (i *Instance) Exited() <-chan struct{} { return i.exited }
+
+// Exit implements instancepool.Handle.
+func (i *Instance) Exit() instancepool.Exit {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.exit
+}
+
+// LogTail implements instancepool.Handle.
+func (i *Instance) LogTail(n int) string {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.plan.Log[max(0, len(i.plan.Log)-n):]
+}
+
+// Stop implements instancepool.Handle.
+func (i *Instance) Stop(ctx context.Context, grace time.Duration) error {
+	i.mu.Lock()
+	i.stops++
+	first := i.stops == 1
+	plan := i.plan
+	i.mu.Unlock()
+	if !first {
+		select {
+		case <-i.removed:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	defer close(i.removed)
+	if i.end != nil {
+		i.end.Stop()
+	}
+	takes, code := plan.StopTime, 0
+	if plan.IgnoreTerm || takes > grace {
+		takes, code = grace, 137
+	}
+	if takes > 0 && !i.hasExited() {
+		t := time.NewTimer(takes)
+		defer t.Stop()
+		select {
+		case <-t.C:
+		case <-i.exited:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	i.Kill(code)
+	return nil
+}
+
+func wait(ctx context.Context, d time.Duration) error {
+	if d <= 0 {
+		return ctx.Err()
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

@@ -1,0 +1,198 @@
+package instancepool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/fairway-run/fairway/revisions"
+)
+
+// A probe asks again after a pause that grows from the first to the second of
+// these: an instance must not stand ready unnoticed, and one that takes minutes
+// must not be asked a thousand times a second all the while.
+const (
+	probePauseMin = time.Millisecond
+	probePauseMax = 5 * time.Millisecond
+)
+
+// errNotReady is wrapped by a probe that ran out of time.
+var errNotReady = errors.New("not ready in time")
+
+// probe returns nil as soon as the instance answers as its probe wants, or why
+// it never did: its process ended, the probe's time ran out, or ctx ended.
+func probe(ctx context.Context, h Handle) error {
+	p := h.Revision().Startup
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var watch sync.WaitGroup
+	answered := make(chan struct{})
+	defer watch.Wait()
+	defer close(answered)
+	watch.Go(func() {
+		select {
+		case <-h.Exited():
+			cancel(fmt.Errorf("the container %s", h.Exit()))
+		case <-answered:
+		}
+	})
+	// The delay counts from the process's start: one that has run for long is not
+	// waited for again.
+	if !pause(ctx, p.Delay-time.Since(h.Started())) {
+		return context.Cause(ctx)
+	}
+	ctx, stop := context.WithTimeout(ctx, p.Total)
+	defer stop()
+	ask, done := prober(h, p)
+	defer done()
+	wait := probePauseMin
+	var last error
+	for {
+		attempt, release := context.WithTimeout(ctx, p.Attempt)
+		err := ask(attempt)
+		release()
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() == nil || last == nil {
+			last = err
+		}
+		if !pause(ctx, wait) {
+			break
+		}
+		wait = min(wait*2, probePauseMax)
+	}
+	if cause := context.Cause(ctx); !errors.Is(cause, context.DeadlineExceeded) {
+		return cause
+	}
+	return fmt.Errorf("%w: the startup probe (%s) failed for %s: %w", errNotReady, describe(p), p.Total, last)
+}
+
+// pause waits for d; it reports false when ctx ended first.
+func pause(ctx context.Context, d time.Duration) bool {
+	if d <= 0 {
+		return ctx.Err() == nil
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+func describe(p revisions.Probe) string {
+	s := p.Kind.String() + " port " + strconv.Itoa(p.Port)
+	if p.Kind == revisions.ProbeHTTP {
+		s += " " + p.Path
+	}
+	return s
+}
+
+// prober returns a function that asks once, and one that lets go of what it
+// held.
+func prober(h Handle, p revisions.Probe) (ask func(context.Context) error, done func()) {
+	address := probeAddress(h, p)
+	switch p.Kind {
+	case revisions.ProbeHTTP:
+		return httpProber(address, p, h.Revision().Port)
+	case revisions.ProbeGRPC:
+		return grpcProber(address, p)
+	}
+	return func(ctx context.Context) error { return dialOnce(ctx, address) }, func() {}
+}
+
+// probeAddress is where the probe asks: the instance's address, with the
+// probe's port when that is another than the one requests go to.
+func probeAddress(h Handle, p revisions.Probe) string {
+	if p.Port == h.Revision().Port.Number {
+		return h.Address()
+	}
+	host, _, err := net.SplitHostPort(h.Address())
+	if err != nil {
+		return h.Address()
+	}
+	return net.JoinHostPort(host, strconv.Itoa(p.Port))
+}
+
+func dialOnce(ctx context.Context, address string) error {
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", address)
+	if err != nil {
+		return err
+	}
+	return conn.Close()
+}
+
+func httpProber(address string, p revisions.Probe, port revisions.Port) (func(context.Context) error, func()) {
+	t := &http.Transport{Proxy: nil, DisableKeepAlives: true}
+	if port.H2C && p.Port == port.Number {
+		t.DisableKeepAlives = false
+		t.Protocols = new(http.Protocols)
+		t.Protocols.SetUnencryptedHTTP2(true)
+	}
+	url := "http://" + address + "/" + strings.TrimPrefix(p.Path, "/")
+	ask := func(ctx context.Context) error {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+		if err != nil {
+			return err
+		}
+		for k, v := range p.Header {
+			req.Header[k] = v
+		}
+		if host := p.Header.Get("Host"); host != "" {
+			req.Host = host
+		}
+		if req.Header.Get("User-Agent") == "" {
+			req.Header.Set("User-Agent", "fairway-probe")
+		}
+		resp, err := t.RoundTrip(req)
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 10<<10))
+		if resp.StatusCode < 200 || resp.StatusCode >= 400 {
+			return fmt.Errorf("answered %s", resp.Status)
+		}
+		return nil
+	}
+	return ask, t.CloseIdleConnections
+}
+
+func grpcProber(address string, p revisions.Probe) (func(context.Context) error, func()) {
+	// gRPC's own reconnection back-off starts at a second, so each attempt first
+	// looks whether the port is open, and only then makes a client.
+	ask := func(ctx context.Context) error {
+		if err := dialOnce(ctx, address); err != nil {
+			return err
+		}
+		conn, err := grpc.NewClient("passthrough:///"+address,
+			grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithNoProxy())
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		resp, err := healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{Service: p.Service})
+		if err != nil {
+			return err
+		}
+		if s := resp.GetStatus(); s != healthpb.HealthCheckResponse_SERVING {
+			return fmt.Errorf("answered %s", s)
+		}
+		return nil
+	}
+	return ask, func() {}
+}

@@ -1,0 +1,105 @@
+package instancepool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/fairway-run/fairway/revisions"
+)
+
+// Runtime makes instances: containerd is the one that exists, another engine
+// may stand in its place. It knows nothing of requests. Every method returns by
+// its context's end at the latest, and a method that fails leaves nothing behind.
+type Runtime interface {
+	// Resolve makes image present, asking a registry only when no local image
+	// has that name, and returns the digest it means now, such as "sha256:…".
+	// progress may be nil; it is called from any goroutine, never after return.
+	// Errors: ErrImage when the image cannot be had or read, ErrUnavailable
+	// when the engine does not answer.
+	Resolve(ctx context.Context, image string, progress func(Progress)) (digest string, err error)
+
+	// Start makes one instance and returns once its process runs; it does not
+	// wait until the instance listens. The revision's digest is pinned before.
+	Start(ctx context.Context, spec StartSpec) (Handle, error)
+
+	// List returns the instances that run, this process's own and those that an
+	// earlier one left, and removes what is left of those that do not run any
+	// more. It touches nothing that Fairway did not make.
+	List(ctx context.Context) ([]Handle, error)
+
+	// Close lets go of the engine. Instances go on running.
+	Close() error
+}
+
+// StartSpec says what to start.
+type StartSpec struct {
+	// ID is the instance's name, unique on the host: "hello-00002-7kq2m".
+	ID string
+	// Revision says what it runs. Its Digest is set.
+	Revision *revisions.Revision
+	// Observe, when not nil, is told how long each phase of the start took.
+	Observe func(phase string, took time.Duration)
+}
+
+// Handle is one running instance, as its runtime knows it. It is safe for
+// concurrent use.
+type Handle interface {
+	ID() string
+	Revision() *revisions.Revision
+	// PID is the host's process ID of the instance's first process.
+	PID() int
+	// Started is when the process was started.
+	Started() time.Time
+	// Address is the host and port that the instance is dialled at.
+	Address() string
+	// Exited is closed within milliseconds after the process has ended, whoever
+	// ended it, and never before.
+	Exited() <-chan struct{}
+	// Exit tells how it ended; it is the zero value until Exited is closed.
+	Exit() Exit
+	// Stop asks the process to end (SIGTERM), ends it (SIGKILL) after grace, and
+	// removes all that the instance had. It is idempotent; a later call waits
+	// for, or repeats, what an earlier one could not finish.
+	Stop(ctx context.Context, grace time.Duration) error
+	// LogTail returns at most n bytes of what the instance wrote last, in whole
+	// lines.
+	LogTail(n int) string
+}
+
+// Exit tells how an instance's process ended.
+type Exit struct {
+	// Code is the exit status; 128 + the signal when a signal ended it.
+	Code int
+	// OOM is set when the kernel killed it for exceeding its memory limit.
+	OOM bool
+	// At is when the end was noticed.
+	At time.Time
+}
+
+// String says how the process ended, in words for a user.
+func (e Exit) String() string {
+	switch {
+	case e.OOM:
+		return fmt.Sprintf("exceeded its memory limit and was killed (exit code %d)", e.Code)
+	case e.Code > 128 && e.Code < 160:
+		return fmt.Sprintf("was ended by signal %d (exit code %d)", e.Code-128, e.Code)
+	}
+	return fmt.Sprintf("exited with code %d", e.Code)
+}
+
+// Progress is how far a pull has come.
+type Progress struct {
+	// Done and Total count bytes; Total is 0 while unknown.
+	Done, Total int64
+}
+
+// The errors of a Runtime that callers decide by.
+var (
+	// ErrUnavailable means that the engine does not answer; trying again later
+	// may succeed, and nothing is wrong with the revision.
+	ErrUnavailable = errors.New("the container engine does not answer")
+	// ErrImage means that the image cannot be had or read.
+	ErrImage = errors.New("the image cannot be used")
+)

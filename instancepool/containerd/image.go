@@ -11,6 +11,7 @@ import (
 	client "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/containerd/containerd/v2/defaults"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
@@ -186,9 +187,9 @@ func credentials(host string) (user, secret string, err error) {
 // unpack makes the image's file system ready for containers.
 func (r *Runtime) unpack(ctx context.Context, c *client.Client, img client.Image) error {
 	ctx = withNamespace(ctx, r.opts.Namespace)
-	unpacked, err := img.IsUnpacked(ctx, "")
+	unpacked, err := img.IsUnpacked(ctx, defaults.DefaultSnapshotter)
 	if err == nil && !unpacked {
-		err = img.Unpack(ctx, "")
+		err = img.Unpack(ctx, defaults.DefaultSnapshotter)
 	}
 	switch {
 	case err == nil:

@@ -26,6 +26,10 @@ const (
 	networkTimeout = 30 * time.Second
 	// refillPause follows a network that could not be made ahead.
 	refillPause = 5 * time.Second
+	// refillQuiet is how long no network must have been taken before more are
+	// made ahead: their making costs as much CPU as a good part of a start, and
+	// would slow down the very start that took one.
+	refillQuiet = 150 * time.Millisecond
 	interfaceIn = "eth0"
 	networkName = "fairway"
 )
@@ -315,6 +319,7 @@ func (n *bridgeNetwork) fill(ctx context.Context, log *zap.Logger) {
 			case <-n.taken:
 			case <-ctx.Done():
 			}
+			n.quiet(ctx)
 			continue
 		}
 		a, err := n.make(ctx)
@@ -333,6 +338,22 @@ func (n *bridgeNetwork) fill(ctx context.Context, log *zap.Logger) {
 		case <-pause.C:
 		case <-ctx.Done():
 			pause.Stop()
+		}
+	}
+}
+
+// quiet returns when no network has been taken for a while.
+func (n *bridgeNetwork) quiet(ctx context.Context) {
+	timer := time.NewTimer(refillQuiet)
+	defer timer.Stop()
+	for {
+		select {
+		case <-n.taken:
+			timer.Reset(refillQuiet)
+		case <-timer.C:
+			return
+		case <-ctx.Done():
+			return
 		}
 	}
 }

@@ -41,7 +41,8 @@ var capabilities = []string{
 // is made with the first of them: reading the image's configuration and its
 // users takes as long as all the rest.
 type specBase struct {
-	image client.Image
+	image  client.Image
+	parent string // the snapshot of the image's file system
 
 	mu   sync.Mutex // guards json
 	json []byte

@@ -8,9 +8,12 @@ import (
 	"time"
 
 	client "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/defaults"
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/typeurl/v2"
+	"github.com/opencontainers/image-spec/identity"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/fairway-run/fairway/instancepool"
@@ -148,9 +151,7 @@ func (s *start) create(ctx context.Context, base *specBase, net attachment, log 
 	s.onFailure(func(ctx context.Context) error { return r.removeSnapshot(ctx, s.client, id) })
 	container, err := s.client.NewContainer(ctx, id,
 		client.WithImage(base.image),
-		client.WithNewSnapshot(id, base.image, snapshots.WithLabels(map[string]string{
-			labelManaged: "true", labelRoot: time.Now().UTC().Format(time.RFC3339),
-		})),
+		base.snapshot(id),
 		client.WithContainerLabels(labels(rev, map[string]string{
 			labelNetwork: net.ID, labelAddress: net.Address, labelLog: log,
 		})),
@@ -187,6 +188,22 @@ func (s *start) task(ctx context.Context, container client.Container, log string
 	return task, nil
 }
 
+// snapshot returns an option that gives an instance its file system. It is what
+// client.WithNewSnapshot does, without reading the image's configuration each
+// time.
+func (b *specBase) snapshot(id string) client.NewContainerOpts {
+	return func(ctx context.Context, c *client.Client, container *containers.Container) error {
+		_, err := c.SnapshotService(defaults.DefaultSnapshotter).Prepare(ctx, id, b.parent, snapshots.WithLabels(map[string]string{
+			labelManaged: "true", labelRoot: time.Now().UTC().Format(time.RFC3339),
+		}))
+		if err != nil {
+			return fmt.Errorf("preparing the file system: %w", err)
+		}
+		container.Snapshotter, container.SnapshotKey = defaults.DefaultSnapshotter, id
+		return nil
+	}
+}
+
 // base returns what the specs of a revision have in common.
 func (r *Runtime) base(ctx context.Context, c *client.Client, rev *revisions.Revision) (*specBase, error) {
 	key := rev.Name + " " + rev.Hash
@@ -200,10 +217,16 @@ func (r *Runtime) base(ctx context.Context, c *client.Client, rev *revisions.Rev
 	if err != nil {
 		return nil, err
 	}
+	rpc, cancel := r.within(ctx)
+	defer cancel()
+	layers, err := img.RootFS(rpc)
+	if err != nil {
+		return nil, fmt.Errorf("reading image %s: %w", img.Name(), explain(ctx, err))
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if base = r.specs[key]; base == nil {
-		base = &specBase{image: img}
+		base = &specBase{image: img, parent: identity.ChainID(layers).String()}
 		r.specs[key] = base
 	}
 	return base, nil

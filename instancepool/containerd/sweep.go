@@ -12,6 +12,7 @@ import (
 
 	client "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/defaults"
 	"github.com/containerd/errdefs"
 	"go.uber.org/zap"
 
@@ -193,7 +194,7 @@ func (r *Runtime) remove(ctx context.Context, container client.Container, networ
 }
 
 func (r *Runtime) removeSnapshot(ctx context.Context, c *client.Client, id string) error {
-	return ignoreMissing(c.SnapshotService("").Remove(ctx, id))
+	return ignoreMissing(c.SnapshotService(defaults.DefaultSnapshotter).Remove(ctx, id))
 }
 
 // sweepSnapshots removes snapshots that were made for a container that then was
@@ -202,7 +203,7 @@ func (r *Runtime) sweepSnapshots(ctx context.Context, c *client.Client) error {
 	rpc, cancel := r.within(ctx)
 	defer cancel()
 	var names []string
-	err := c.SnapshotService("").Walk(rpc, func(_ context.Context, info snapshots.Info) error {
+	err := c.SnapshotService(defaults.DefaultSnapshotter).Walk(rpc, func(_ context.Context, info snapshots.Info) error {
 		names = append(names, info.Name)
 		return nil
 	}, managed)

@@ -13,6 +13,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -108,12 +109,11 @@ func runCaddy(ctx context.Context, caddy, config, dir string) (stop func() error
 		return err
 	}
 	if err := poll(ctx, 30*time.Second, func() bool {
-		resp, err := http.Get("http://" + adminAddr + "/fairway/services")
-		if err != nil {
-			return false
+		conn, err := net.Dial("tcp", siteAddr)
+		if err == nil {
+			_ = conn.Close()
 		}
-		_ = resp.Body.Close()
-		return resp.StatusCode == http.StatusOK
+		return err == nil
 	}); err != nil {
 		text, _ := os.ReadFile(log.Name())
 		return nil, errors.Join(fmt.Errorf("waiting for Caddy: %w\n%s", err, text), stop())

@@ -102,8 +102,9 @@ type instanceView struct {
 }
 
 func serviceViews() []serviceView {
-	views := make([]serviceView, 0)
-	for _, s := range status() {
+	all := status()
+	views := make([]serviceView, 0, len(all))
+	for _, s := range all {
 		v := serviceView{Service: s.Name, Queue: s.Waiting, InFlight: s.InFlight, Revisions: make([]revisionView, 0, len(s.Revisions))}
 		if s.Serving != nil {
 			v.Serving = s.Serving.Name

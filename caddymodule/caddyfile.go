@@ -185,10 +185,11 @@ func parseProxy(h httpcaddyfile.Helper, handler *Handler, start caddyfile.Token,
 	word := func(text string, line int) caddyfile.Token {
 		return caddyfile.Token{File: start.File, Line: line, Text: text}
 	}
-	tokens := []caddyfile.Token{word("reverse_proxy", start.Line), word("{", start.Line)}
-	tokens = append(tokens, options...)
-	tokens = append(tokens, word("}", options[len(options)-1].Line+1))
-	d := caddyfile.NewDispenser(tokens)
+	d := caddyfile.NewDispenser(slices.Concat(
+		[]caddyfile.Token{word("reverse_proxy", start.Line), word("{", start.Line)},
+		options,
+		[]caddyfile.Token{word("}", options[len(options)-1].Line+1)},
+	))
 	proxy := new(reverseproxy.Handler)
 	if err := proxy.UnmarshalCaddyfile(d); err != nil {
 		return err

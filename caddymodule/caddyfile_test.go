@@ -11,10 +11,8 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+	_ "github.com/caddyserver/caddy/v2/modules/caddyhttp/standard" // fairway has its place among these directives
 	"github.com/google/go-cmp/cmp"
-
-	// The standard directives, for the order that fairway's is placed in.
-	_ "github.com/caddyserver/caddy/v2/modules/caddyhttp/standard"
 )
 
 // adapt returns a Caddyfile as indented JSON.
@@ -119,7 +117,7 @@ func TestCaddyfileErrors(t *testing.T) {
 		"two names":          {":8080 {\n\tfairway a b\n}\n", "wrong argument count"},
 		"two owners":         {":8080 {\n\tfairway a {\n\t\timage app:1\n\t}\n}\n:8081 {\n\tfairway a {\n\t\timage app:2\n\t}\n}\n", "service a is declared twice, differently: also at Caddyfile:"},
 		"probe option":       {":8080 {\n\tfairway a {\n\t\timage app:1\n\t\tstartup_probe http / {\n\t\t\tspeed 1\n\t\t}\n\t}\n}\n", "Caddyfile:5"},
-		"global twice":       {"{\n\tfairway\n\tfairway\n}\n", "the fairway option is given twice"},
+		"global twice":       {"{\n\tfairway {\n\t}\n\tfairway\n}\n", "the fairway option is given twice"},
 		"global option":      {"{\n\tfairway {\n\t\tcolour red\n\t}\n}\n", "unrecognized option 'colour', at Caddyfile:3"},
 		"global on_exit":     {"{\n\tfairway {\n\t\ton_exit run\n\t}\n}\n", "on_exit is keep or stop, not 'run', at Caddyfile:3"},
 		"unknown runtime":    {"{\n\tfairway {\n\t\truntime podman\n\t}\n}\n", "fairway.runtimes.podman"},

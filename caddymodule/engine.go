@@ -2,6 +2,7 @@ package caddymodule
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -156,7 +157,7 @@ func (c currentCore) Enabled(l zapcore.Level) bool { return c.core().Enabled(l) 
 
 // With implements zapcore.Core.
 func (c currentCore) With(fields []zapcore.Field) zapcore.Core {
-	c.fields = append(c.fields[:len(c.fields):len(c.fields)], fields...)
+	c.fields = slices.Concat(c.fields, fields)
 	return c
 }
 
@@ -171,13 +172,12 @@ func (c currentCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.C
 // Write implements zapcore.Core.
 func (c currentCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
 	target := c.target.Load()
-	switch {
-	case e.LoggerName == "":
-		e.LoggerName = target.Name()
-	default:
-		e.LoggerName = target.Name() + "." + e.LoggerName
+	name := target.Name()
+	if e.LoggerName != "" {
+		name += "." + e.LoggerName
 	}
-	return target.Core().Write(e, append(c.fields[:len(c.fields):len(c.fields)], fields...))
+	e.LoggerName = name
+	return target.Core().Write(e, slices.Concat(c.fields, fields))
 }
 
 // Sync implements zapcore.Core.

@@ -3,6 +3,7 @@ package containerd
 import (
 	"bytes"
 	"cmp"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -150,7 +151,7 @@ func tail(path string, n int) string {
 	from := max(0, info.Size()-int64(n))
 	b := make([]byte, min(int64(n), info.Size()))
 	read, err := f.ReadAt(b, from)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		return ""
 	}
 	b = b[:read]

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -126,14 +127,31 @@ func withLimits(limits corev1.ResourceList) oci.SpecOpts {
 			}
 		}
 		if q, ok := limits[corev1.ResourceMemory]; ok {
-			// Swap would only make an app that exceeds its memory slow.
 			if err := oci.WithMemoryLimit(uint64(q.Value()))(ctx, c, container, s); err != nil {
 				return err
+			}
+			// Memory and swap together may be no more: swap would only make an app
+			// that exceeds its limit slow, and the host with it.
+			if swapLimited() {
+				if err := oci.WithMemorySwap(q.Value())(ctx, c, container, s); err != nil {
+					return err
+				}
 			}
 		}
 		return nil
 	}
 }
+
+// swapLimited reports whether the kernel can limit swap: version 2 of cgroups
+// always can, version 1 where it accounts for swap.
+var swapLimited = sync.OnceValue(func() bool {
+	for _, file := range []string{"/sys/fs/cgroup/cgroup.controllers", "/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes"} {
+		if _, err := os.Stat(file); err == nil {
+			return true
+		}
+	}
+	return false
+})
 
 // apply makes a common spec that of one instance.
 func (p perInstance) apply(s *oci.Spec) {

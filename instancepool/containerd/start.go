@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"time"
 
 	client "github.com/containerd/containerd/v2/client"
@@ -23,6 +24,9 @@ import (
 // undoTimeout bounds the removal of what a failed start has made. It does not
 // depend on the start's own context, which may be why it failed.
 const undoTimeout = 20 * time.Second
+
+// specsKept bounds how many revisions' specs are remembered.
+const specsKept = 256
 
 // revisionURL is the type of the extension that holds a revision.
 const revisionURL = "run.fairway/revision.json"
@@ -72,8 +76,8 @@ func (s *start) undo() {
 	ctx, cancel := context.WithTimeout(withNamespace(context.Background(), s.r.opts.Namespace), undoTimeout)
 	defer cancel()
 	var err error
-	for i := len(s.undos) - 1; i >= 0; i-- {
-		err = errors.Join(err, s.undos[i](ctx))
+	for _, undo := range slices.Backward(s.undos) {
+		err = errors.Join(err, undo(ctx))
 	}
 	if err != nil {
 		s.r.leftovers()
@@ -226,6 +230,9 @@ func (r *Runtime) base(ctx context.Context, c *client.Client, rev *revisions.Rev
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if base = r.specs[key]; base == nil {
+		if len(r.specs) >= specsKept { // of revisions long gone, most of them
+			clear(r.specs)
+		}
 		base = &specBase{image: img, parent: identity.ChainID(layers).String()}
 		r.specs[key] = base
 	}

@@ -121,7 +121,7 @@ func runCaddy(ctx context.Context, caddy, config, dir string) (stop func() error
 	return stop, nil
 }
 
-// poll waits until is is true.
+// poll waits until the condition is true.
 func poll(ctx context.Context, patience time.Duration, is func() bool) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()

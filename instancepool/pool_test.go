@@ -748,9 +748,11 @@ func TestEarlyExits(t *testing.T) {
 		p.rt.Plan(pooltest.Plan{ExitAfter: 5 * time.Second, ExitCode: 7})
 		p.need().Release()
 		time.Sleep(5 * time.Second)
+		synctest.Wait()
 		p.need().Release() // by another one, at once
 		equal(t, "starts", p.rt.Attempts(), 2)
 		time.Sleep(5 * time.Second)
+		synctest.Wait()
 		p.rt.Plan(pooltest.Plan{})
 		_, err := p.Acquire(t.Context())
 		e := isStartError(t, err)

@@ -54,6 +54,7 @@ func probe(ctx context.Context, h Handle) error {
 	}
 	ctx, stop := context.WithTimeout(ctx, p.Total)
 	defer stop()
+	deadline, _ := ctx.Deadline()
 	ask, done := prober(h, p)
 	defer done()
 	wait := probePauseMin
@@ -65,8 +66,8 @@ func probe(ctx context.Context, h Handle) error {
 		if err == nil {
 			return nil
 		}
-		if ctx.Err() == nil || last == nil {
-			last = err
+		if last == nil || ctx.Err() == nil && time.Now().Before(deadline) {
+			last = err // what the end of time itself has cut off says nothing
 		}
 		if !pause(ctx, wait) {
 			break

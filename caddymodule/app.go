@@ -47,6 +47,8 @@ type App struct {
 	key    string
 	ready  chan struct{} // closed when the services are declared
 
+	services []*servingv1.Service // made by Start
+
 	mu       sync.Mutex          // guards declared: handlers are provisioned in any order
 	declared map[string]*Service // what the handlers declare
 	referred []string            // what the handlers use
@@ -97,7 +99,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if err := registerMetrics(ctx.GetMetricsRegistry()); err != nil {
 		return err
 	}
-	if err := a.watchExit(ctx); err != nil {
+	if err := a.subscribe(ctx); err != nil {
 		return err
 	}
 	a.key = rt.Key()
@@ -105,9 +107,8 @@ func (a *App) Provision(ctx caddy.Context) error {
 	return err
 }
 
-// watchExit lets queued requests go when Caddy is about to exit: it waits for
-// them, and they would wait for an instance.
-func (a *App) watchExit(ctx caddy.Context) error {
+// subscribe asks Caddy to be told when the config has started and when it stops.
+func (a *App) subscribe(ctx caddy.Context) error {
 	app, err := ctx.App("events")
 	if err != nil {
 		return fmt.Errorf("loading the events app: %w", err)
@@ -116,15 +117,31 @@ func (a *App) watchExit(ctx caddy.Context) error {
 	if !ok {
 		return fmt.Errorf("loading the events app: it is a %T", app)
 	}
-	return events.On("stopping", exitHandler{a})
+	return events.Subscribe(&caddyevents.Subscription{
+		Events: []string{eventStarted, eventStopping}, Handlers: []caddyevents.Handler{eventHandler{a}},
+	})
 }
 
-type exitHandler struct{ app *App }
+// Caddy's own events: all apps of a config have started; they are about to stop.
+const (
+	eventStarted  = "started"
+	eventStopping = "stopping"
+)
 
-// Handle is called before the apps stop.
-func (h exitHandler) Handle(context.Context, caddy.Event) error {
-	if caddy.Exiting() && h.app.engine != nil {
-		h.app.engine.scaler.Dismiss()
+type eventHandler struct{ app *App }
+
+// Handle implements caddyevents.Handler.
+func (h eventHandler) Handle(_ context.Context, e caddy.Event) error {
+	a := h.app
+	switch e.Name() {
+	case eventStarted:
+		return a.activate()
+	case eventStopping:
+		// Caddy waits for its requests when it exits; those that are queued would
+		// wait for an instance, so they are let go.
+		if caddy.Exiting() {
+			a.engine.scaler.Dismiss()
+		}
 	}
 	return nil
 }
@@ -157,8 +174,9 @@ func (a *App) refer(name string) {
 	a.referred = append(a.referred, name)
 }
 
-// Start declares the config's services to the engine. It does not wait for the
-// engine, nor start an instance that nobody asks for.
+// Start checks the config's services as a whole. They are declared only when all
+// apps have started: a config whose other parts fail must not have replaced a
+// revision by then.
 func (a *App) Start() error {
 	a.mu.Lock()
 	declared, referred := maps.Clone(a.declared), slices.Clone(a.referred)
@@ -169,17 +187,24 @@ func (a *App) Start() error {
 		}
 	}
 	repl := caddy.NewReplacer()
-	services := make([]*servingv1.Service, 0, len(declared))
+	a.services = make([]*servingv1.Service, 0, len(declared))
 	for _, name := range slices.Sorted(maps.Keys(declared)) {
 		svc, err := declared[name].expand(repl).knative(name)
 		if err != nil {
 			return err
 		}
-		services = append(services, svc)
+		a.services = append(a.services, svc)
 	}
+	return nil
+}
+
+// activate declares the config's services to the engine. It does not wait for
+// the engine, nor start an instance that nobody asks for.
+func (a *App) activate() error {
 	a.engine.use(a.log, a.OnExit == onExitKeep)
 	a.engine.scaler.Start()
-	if err := a.engine.scaler.Declare(a, services); err != nil {
+	if err := a.engine.scaler.Declare(a, a.services); err != nil {
+		a.log.Error("declaring services", zap.Error(err))
 		return err
 	}
 	close(a.ready)
@@ -190,7 +215,7 @@ func (a *App) Start() error {
 // config takes over what runs.
 func (a *App) Stop() error { return nil }
 
-// Cleanup withdraws what Start declared. What no other config wants then drains
+// Cleanup withdraws what was declared. What no other config wants then drains
 // and stops.
 func (a *App) Cleanup() error {
 	if a.engine == nil {

@@ -36,9 +36,9 @@ type rule struct {
 var rules = []rule{
 	{dir: "test/", others: []string{caddy, containerd}},
 	{dir: "caddymodule/", fairway: []string{"caddymodule/", "scaler/", "instancepool/", "revisions/", "test/"}, others: []string{caddy}},
-	{dir: "scaler/", fairway: []string{"scaler/", "instancepool", "revisions/"}},
+	{dir: "scaler/", fairway: []string{"scaler/", "instancepool", "instancepool/pooltest", "revisions/"}},
 	{dir: "instancepool/containerd/", fairway: []string{"instancepool/", "revisions/", "test/"}, others: []string{containerd}},
-	{dir: "instancepool/", fairway: []string{"instancepool", "revisions/"}},
+	{dir: "instancepool/", fairway: []string{"instancepool", "instancepool/pooltest", "revisions/"}},
 	{dir: "revisions/", fairway: []string{"revisions/"}},
 }
 

@@ -85,6 +85,13 @@ type revisionView struct {
 	Queue     int       `json:"queue"`
 	InFlight  int       `json:"in_flight"`
 	Instances int       `json:"instances"`
+	// Pulling tells how far the pull of the image has come.
+	Pulling *pullView `json:"pulling,omitempty"`
+}
+
+type pullView struct {
+	DoneBytes  int64 `json:"done_bytes"`
+	TotalBytes int64 `json:"total_bytes"`
 }
 
 // instanceView is an instance in the admin API.
@@ -116,10 +123,14 @@ func serviceViews() []serviceView {
 			v.Error = s.Failure.Error()
 		}
 		for _, r := range s.Revisions {
-			v.Revisions = append(v.Revisions, revisionView{
+			rv := revisionView{
 				Revision: r.Revision.Name, State: r.Role, Image: r.Revision.Image, Digest: r.Revision.Digest(),
 				Created: r.Revision.Created, Queue: r.Waiting, InFlight: r.InFlight, Instances: len(r.Instances),
-			})
+			}
+			if r.Pulling != nil {
+				rv.Pulling = &pullView{DoneBytes: r.Pulling.Done, TotalBytes: r.Pulling.Total}
+			}
+			v.Revisions = append(v.Revisions, rv)
 		}
 		views = append(views, v)
 	}

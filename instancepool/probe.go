@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"google.golang.org/grpc"
@@ -77,7 +78,11 @@ func probe(ctx context.Context, h Handle) error {
 	if cause := context.Cause(ctx); !errors.Is(cause, context.DeadlineExceeded) {
 		return cause
 	}
-	return fmt.Errorf("%w: the startup probe (%s) failed for %s: %w", errNotReady, describe(p), p.Total, last)
+	hint := ""
+	if errors.Is(last, syscall.ECONNREFUSED) {
+		hint = "; does the container listen on 0.0.0.0 and the port in $PORT?"
+	}
+	return fmt.Errorf("%w: the startup probe (%s) failed for %s: %w%s", errNotReady, describe(p), p.Total, last, hint)
 }
 
 // pause waits for d; it reports false when ctx ended first.

@@ -48,8 +48,8 @@ type Observer interface {
 // RevisionEvent is one change in the life of a revision.
 type RevisionEvent struct {
 	// Kind is "created", "ready", "promoted", "failed", "draining", "retired",
-	// "image_resolved" or "image_failed"; or "load_failed", of no service, when
-	// the engine does not say what runs.
+	// "image_pulling", "image_resolved" or "image_failed"; or "load_failed", of
+	// no service, when the engine does not say what runs.
 	Kind              string
 	Service, Revision string
 	Err               error
@@ -86,6 +86,7 @@ type Scaler struct {
 	loaded chan struct{} // closed when what ran before is known, or was waited for in vain
 
 	services sync.Map // name → *service: read for each request
+	pulling  sync.Map // revision's name → instancepool.Progress: while its image is fetched
 	retiring sync.Map // *service → true: unwanted, but not yet without instances
 
 	mu     sync.Mutex // guards all below; taken before a service's own lock
@@ -439,7 +440,12 @@ func (s *Scaler) resolve(ctx context.Context, rev *revisions.Revision) error {
 		began := time.Now()
 		ctx, cancel := context.WithTimeout(s.ctx, progressDeadline)
 		defer cancel()
-		digest, err := s.opts.Runtime.Resolve(ctx, rev.Image, nil)
+		defer s.pulling.Delete(rev.Name)
+		digest, err := s.opts.Runtime.Resolve(ctx, rev.Image, func(p instancepool.Progress) {
+			if _, known := s.pulling.Swap(rev.Name, p); !known {
+				s.opts.Observer.Revision(RevisionEvent{Kind: "image_pulling", Service: rev.Service, Revision: rev.Name})
+			}
+		})
 		e := RevisionEvent{Kind: "image_resolved", Service: rev.Service, Revision: rev.Name, Digest: digest, Took: time.Since(began)}
 		if err != nil {
 			e.Kind, e.Err = "image_failed", fmt.Errorf("resolving image %s: %w", rev.Image, err)

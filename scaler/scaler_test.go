@@ -847,6 +847,34 @@ func TestOnePullForAllThatNeedIt(t *testing.T) {
 	})
 }
 
+// TestPullIsShown: while an image is fetched, the status and one event tell so.
+func TestPullIsShown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rt := pooltest.NewRuntime()
+		arrived := make(chan struct{})
+		rt.Progress(instancepool.Progress{Done: 1, Total: 9}, instancepool.Progress{Done: 5, Total: 9})
+		rt.Image(func(context.Context, string) (string, error) {
+			<-arrived
+			return "sha256:0123", nil
+		})
+		h := boot(t, rt)
+		h.declare("config", svc(t, "hello"))
+		pulling := func() *instancepool.Progress { return h.Status()[0].Revisions[0].Pulling }
+		if p := pulling(); p == nil || *p != (instancepool.Progress{Done: 5, Total: 9}) {
+			t.Errorf("while the image is fetched: %+v", p)
+		}
+		close(arrived)
+		synctest.Wait()
+		if p := pulling(); p != nil {
+			t.Errorf("when it is there: %+v", p)
+		}
+		want := []string{"created", "image_pulling", "image_resolved"}
+		if got := h.told("hello-00001"); !slices.Equal(got, want) {
+			t.Errorf("events %v, want %v", got, want)
+		}
+	})
+}
+
 func TestAnImageThatCannotBeHad(t *testing.T) {
 	bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
 		rt.Image(func(context.Context, string) (string, error) {

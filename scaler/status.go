@@ -26,6 +26,8 @@ type RevisionStatus struct {
 	Revision *revisions.Revision
 	// Role is "serving", "next" while it is on trial, "failed" or "draining".
 	Role string
+	// Pulling tells how far the pull of its image has come, nil while there is none.
+	Pulling *instancepool.Progress
 	instancepool.Status
 }
 
@@ -46,6 +48,10 @@ func (v *service) status() ServiceStatus {
 	st := ServiceStatus{Name: v.name}
 	add := func(d *deployment, role string) {
 		r := RevisionStatus{Revision: d.rev, Role: role, Status: d.pool.Status()}
+		if p, ok := v.s.pulling.Load(d.rev.Name); ok {
+			progress := p.(instancepool.Progress)
+			r.Pulling = &progress
+		}
 		st.Waiting += r.Waiting
 		st.InFlight += r.InFlight
 		st.Revisions = append(st.Revisions, r)

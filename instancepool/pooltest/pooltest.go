@@ -49,6 +49,7 @@ type Runtime struct {
 	mu        sync.Mutex
 	plan      func(instancepool.StartSpec) Plan
 	image     func(ctx context.Context, name string) (string, error)
+	progress  []instancepool.Progress
 	listErr   error
 	attempts  int
 	starting  int
@@ -86,6 +87,13 @@ func (rt *Runtime) Image(f func(ctx context.Context, name string) (string, error
 	rt.mu.Lock()
 	defer rt.mu.Unlock()
 	rt.image = f
+}
+
+// Progress makes the resolution of images report steps from now on.
+func (rt *Runtime) Progress(steps ...instancepool.Progress) {
+	rt.mu.Lock()
+	defer rt.mu.Unlock()
+	rt.progress = steps
 }
 
 // FailList makes List return err, until it is nil.
@@ -141,10 +149,13 @@ func (rt *Runtime) Closed() bool {
 }
 
 // Resolve implements instancepool.Runtime.
-func (rt *Runtime) Resolve(ctx context.Context, image string, _ func(instancepool.Progress)) (string, error) {
+func (rt *Runtime) Resolve(ctx context.Context, image string, progress func(instancepool.Progress)) (string, error) {
 	rt.mu.Lock()
-	resolve := rt.image
+	resolve, steps := rt.image, rt.progress
 	rt.mu.Unlock()
+	for _, step := range steps {
+		progress(step)
+	}
 	return resolve(ctx, image)
 }
 

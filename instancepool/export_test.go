@@ -27,6 +27,7 @@ func (p *Pool) Check() error {
 		case Ready:
 			ready++
 			free += p.rev.Concurrency - i.inFlight
+		default: // counted nowhere
 		}
 		if listed, want := i.list != nil, i.state == Ready && i.inFlight < p.rev.Concurrency; listed != want {
 			return fmt.Errorf("%s, %s with %d in flight: among the free ones: %t", i.id, i.state, i.inFlight, listed)

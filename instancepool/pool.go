@@ -503,6 +503,7 @@ func (p *Pool) setState(i *Instance, s State) {
 		p.free -= p.rev.Concurrency - i.inFlight
 	case Suspect:
 		p.suspects--
+	default: // counted nowhere
 	}
 	if s == Suspect {
 		p.suspects++

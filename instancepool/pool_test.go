@@ -537,7 +537,7 @@ func TestFailedStart(t *testing.T) {
 		}
 		attempts := 1
 		equal(t, "starts", p.rt.Attempts(), attempts)
-		for _, next := range []time.Duration{2, 4, 8, 16, 32, 60, 60} {
+		for _, next := range []int{2, 4, 8, 16, 32, 60, 60} {
 			for { // ask until one is told of a new failure
 				synctest.Wait()
 				_, err := p.Acquire(t.Context())
@@ -545,7 +545,7 @@ func TestFailedStart(t *testing.T) {
 				if p.rt.Attempts() > attempts {
 					attempts++
 					equal(t, "starts", p.rt.Attempts(), attempts)
-					equal(t, "retry after", wait, next*time.Second)
+					equal(t, "retry after", wait, seconds(next))
 					break
 				}
 				time.Sleep(wait / 2)
@@ -640,10 +640,10 @@ func TestSlowFailuresAreNotForgotten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := start(t, revision(1))
 		p.rt.Plan(pooltest.Plan{Unready: true, ReadyAfter: 4 * time.Minute})
-		for _, want := range []time.Duration{1, 2, 4} {
+		for _, want := range []int{1, 2, 4} {
 			_, err := p.Acquire(t.Context())
-			equal(t, "retry after", isStartError(t, err).RetryAfter, want*time.Second)
-			time.Sleep(want * time.Second)
+			equal(t, "retry after", isStartError(t, err).RetryAfter, seconds(want))
+			time.Sleep(seconds(want))
 		}
 	})
 }
@@ -1396,3 +1396,5 @@ func BenchmarkAcquireRelease(b *testing.B) {
 		})
 	}
 }
+
+func seconds(n int) time.Duration { return time.Duration(n) * time.Second }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"strconv"
@@ -117,8 +118,9 @@ func prober(h Handle, p revisions.Probe) (ask func(context.Context) error, done 
 		return httpProber(address, p, h.Revision().Port)
 	case revisions.ProbeGRPC:
 		return grpcProber(address, p)
+	default:
+		return func(ctx context.Context) error { return dialOnce(ctx, address) }, func() {}
 	}
-	return func(ctx context.Context) error { return dialOnce(ctx, address) }, func() {}
 }
 
 // probeAddress is where the probe asks: the instance's address, with the
@@ -155,9 +157,7 @@ func httpProber(address string, p revisions.Probe, port revisions.Port) (func(co
 		if err != nil {
 			return err
 		}
-		for k, v := range p.Header {
-			req.Header[k] = v
-		}
+		maps.Copy(req.Header, p.Header)
 		if host := p.Header.Get("Host"); host != "" {
 			req.Host = host
 		}

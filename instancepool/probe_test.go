@@ -177,12 +177,18 @@ func TestProbeTimesOut(t *testing.T) {
 		p    *process
 		want []string
 	}{
-		{"nothing listens", probing(freeAddress(t), revisions.Probe{Total: 50 * time.Millisecond}),
-			[]string{"tcp port 8080", "50ms", "refused"}},
-		{"not healthy", probing(unavailable.Listener.Addr().String(), revisions.Probe{Kind: revisions.ProbeHTTP, Path: "/up", Total: 200 * time.Millisecond}),
-			[]string{"http port 8080 /up", "200ms", "answered 503"}},
-		{"no answer to the first attempt", probing(silent.Addr().String(), revisions.Probe{Kind: revisions.ProbeHTTP, Path: "/", Attempt: time.Second, Total: 50 * time.Millisecond}),
-			[]string{"http port 8080 /", "deadline exceeded"}},
+		{
+			"nothing listens", probing(freeAddress(t), revisions.Probe{Total: 50 * time.Millisecond}),
+			[]string{"tcp port 8080", "50ms", "refused"},
+		},
+		{
+			"not healthy", probing(unavailable.Listener.Addr().String(), revisions.Probe{Kind: revisions.ProbeHTTP, Path: "/up", Total: 200 * time.Millisecond}),
+			[]string{"http port 8080 /up", "200ms", "answered 503"},
+		},
+		{
+			"no answer to the first attempt", probing(silent.Addr().String(), revisions.Probe{Kind: revisions.ProbeHTTP, Path: "/", Attempt: time.Second, Total: 50 * time.Millisecond}),
+			[]string{"http port 8080 /", "deadline exceeded"},
+		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			err := within(t, test.p)
@@ -226,6 +232,7 @@ func TestTransport(t *testing.T) {
 			connections.Add(1)
 		case http.StateClosed:
 			closed <- struct{}{}
+		default:
 		}
 	}
 	server.Start()

@@ -191,13 +191,19 @@ func TestStartupProbe(t *testing.T) {
 		{"tcp", "startupProbe: {tcpSocket: {port: 81}}", with(func(p *Probe) { p.Port = 81 })},
 		{"http", "startupProbe: {httpGet: {}}", with(func(p *Probe) { p.Kind, p.Path = ProbeHTTP, "/" })},
 		{"grpc", "startupProbe: {grpc: {service: app}}", with(func(p *Probe) { p.Kind, p.Service = ProbeGRPC, "app" })},
-		{"times", "startupProbe: {tcpSocket: {}, initialDelaySeconds: 5, timeoutSeconds: 2, periodSeconds: 10, failureThreshold: 3}",
-			with(func(p *Probe) { p.Delay, p.Attempt, p.Total = 5*time.Second, 2*time.Second, 30*time.Second })},
-		{"readiness in its place", "readinessProbe: {httpGet: {path: /ready}}",
-			with(func(p *Probe) { p.Kind, p.Path = ProbeHTTP, "/ready" })},
+		{
+			"times", "startupProbe: {tcpSocket: {}, initialDelaySeconds: 5, timeoutSeconds: 2, periodSeconds: 10, failureThreshold: 3}",
+			with(func(p *Probe) { p.Delay, p.Attempt, p.Total = 5*time.Second, 2*time.Second, 30*time.Second }),
+		},
+		{
+			"readiness in its place", "readinessProbe: {httpGet: {path: /ready}}",
+			with(func(p *Probe) { p.Kind, p.Path = ProbeHTTP, "/ready" }),
+		},
 		{"readiness that fails kills nobody", "readinessProbe: {tcpSocket: {}, periodSeconds: 1, failureThreshold: 3}", probe},
-		{"startup before readiness", "startupProbe: {tcpSocket: {port: 81}}, readinessProbe: {httpGet: {path: /ready}}",
-			with(func(p *Probe) { p.Port = 81 })},
+		{
+			"startup before readiness", "startupProbe: {tcpSocket: {port: 81}}, readinessProbe: {httpGet: {path: /ready}}",
+			with(func(p *Probe) { p.Port = 81 }),
+		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			rev := revise(t, hello("{image: app, "+test.container+"}", "{}"))

@@ -331,8 +331,8 @@ func (s *Scaler) Withdraw(owner any) {
 // latestOwner returns the index of the latest declaration of a service, or -1.
 // The caller holds mu.
 func (s *Scaler) latestOwner(name string) int {
-	for i := len(s.owners) - 1; i >= 0; i-- {
-		if s.owners[i].services[name] != nil {
+	for i, owner := range slices.Backward(s.owners) {
+		if owner.services[name] != nil {
 			return i
 		}
 	}

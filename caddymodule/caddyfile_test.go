@@ -3,10 +3,12 @@ package caddymodule
 import (
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -177,20 +179,67 @@ func FuzzCaddyfile(f *testing.F) {
 	} {
 		f.Add(option)
 	}
-	f.Fuzz(func(t *testing.T, options string) {
-		js, err := adapt(t, ":8080 {\n\tfairway hello {\n\t\t"+options+"\n\t}\n}\n")
-		if err != nil {
-			return
+	f.Fuzz(func(t *testing.T, options string) { takeOrRefuse(t, options) })
+}
+
+// takeOrRefuse adapts a site with the given options, and reports an error for
+// options that are taken but make no valid service.
+func takeOrRefuse(t testing.TB, options string) (taken bool) {
+	t.Helper()
+	js, err := adapt(t, ":8080 {\n\tfairway hello {\n\t\t"+options+"\n\t}\n}\n")
+	if err != nil {
+		return false
+	}
+	for _, handler := range handlers(t, []byte(js)) {
+		if handler.Definition == nil {
+			continue
 		}
-		for _, handler := range handlers(t, []byte(js)) {
-			if handler.Definition == nil {
-				continue
-			}
-			if err := handler.Definition.validate(handler.Service); err != nil {
-				t.Errorf("accepted, but %v", err)
+		if err := handler.Definition.validate(handler.Service); err != nil {
+			t.Errorf("accepted, but %v: %s", err, options)
+		}
+		taken = true
+	}
+	return taken
+}
+
+// TestRandomOptions throws well-formed and broken options at the parser: many
+// more in a second than the fuzzer, which carries all of Caddy with it.
+func TestRandomOptions(t *testing.T) {
+	names := []string{
+		"image", "command", "args", "port", "env", "concurrency", "instances", "initial_scale", "idle_timeout",
+		"timeout", "queue_depth", "cpu", "memory", "startup_probe", "header_up", "flush_interval", "period", "header",
+		"initial_delay", "failure_threshold", "to", "transport", "colour",
+	}
+	words := []string{
+		"app:1", "localhost/app", "8080", "0", "1", "-1", "80", "1001", "99999999999999999999", "1e3", "0x10", "h2c", "http1",
+		"tcp", "http", "grpc", "/healthz", "1s", "0s", "2h", "1.5s", "15m", "512MiB", "1Gi", "500m", "KEY", "value", "\"a b\"",
+		"\"\"", "{env.HOME}", "{", "}", "{\n", "\n}", "@x", "ünïcode", "`", "\\", "\x00",
+	}
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	took, rounds := 0, 3000
+	if os.Getenv("FAIRWAY_FULL") != "" {
+		rounds = 100_000
+	}
+	for range rounds {
+		var b strings.Builder
+		if random.IntN(4) > 0 {
+			b.WriteString("image app:1")
+		}
+		for range random.IntN(5) {
+			b.WriteString("\n\t\t" + names[random.IntN(len(names))])
+			for range random.IntN(4) {
+				b.WriteString(" " + words[random.IntN(len(words))])
 			}
 		}
-	})
+		if takeOrRefuse(t, b.String()) {
+			took++
+		}
+	}
+	if took < 20 {
+		t.Errorf("only %d of them were good: the test tries too little", took)
+	}
 }
 
 // handlers returns all handlers of ours in a JSON config.

@@ -24,10 +24,10 @@ const exitBudget = 4 * time.Second
 // engines are the engines of this process, by the key of their runtime. They
 // outlive configs: a reload provisions the new config before the old one is
 // cleaned up, so the count never falls to zero in between.
+var engines = caddy.NewUsagePool()
+
 // closing counts the engines that are being closed.
 var closing sync.WaitGroup
-
-var engines = caddy.NewUsagePool()
 
 // engine is what runs, whatever config is loaded.
 type engine struct {

@@ -129,13 +129,13 @@ func (h *Handler) Cleanup() error {
 
 // ServeHTTP waits for a lease and sends the request to its instance.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	began := time.Now()
+	x := &exchange{began: time.Now()}
 	for attempt := 1; ; attempt++ {
 		lease, err := h.app.acquire(r.Context(), h.Service)
 		if err != nil {
 			return h.refuse(w, r, err)
 		}
-		err = h.send(w, r, next, lease, began, attempt)
+		err = h.send(w, r, next, x, lease)
 		var dial *instancepool.DialError
 		if !errors.As(err, &dial) || r.Context().Err() != nil {
 			return err
@@ -149,13 +149,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 
 // send proxies one request under a lease and gives the slot back when the
 // response, a stream or an upgraded connection is over, however it ends.
-func (h *Handler) send(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, lease *instancepool.Lease, began time.Time, attempt int) error {
+func (h *Handler) send(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, x *exchange, lease *instancepool.Lease) error {
 	defer lease.Release()
-	x := &exchange{
-		lease: lease, waited: lease.Waited,
-		deadline: began.Add(lease.Revision().Timeout),
-	}
-	x.annotate(r, attempt == 1)
+	x.take(r, lease)
 	countAcquired(lease)
 	return h.proxy.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), exchangeKey{}, x)), next)
 }
@@ -179,19 +175,21 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, err error) erro
 	}
 	countRefused(h.Service, outcome)
 	if extra, ok := r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
-		extra.Add(zap.String("fairway_service", h.Service))
-		extra.Add(zap.String("fairway_outcome", outcome))
+		extra.Set(zap.String("fairway_service", h.Service))
+		extra.Set(zap.String("fairway_outcome", outcome))
 	}
 	return caddyhttp.Error(status, err)
 }
 
 type exchangeKey struct{}
 
-// exchange is one request under its lease.
+// exchange is one request under its lease. When an instance could not be dialled,
+// the same exchange goes on with another lease.
 type exchange struct {
-	lease    *instancepool.Lease
-	waited   time.Duration
-	deadline time.Time
+	began  time.Time
+	lease  *instancepool.Lease
+	waited time.Duration // for all of its leases
+	cold   bool          // for any of them
 }
 
 func exchangeOf(r *http.Request) (*exchange, error) {
@@ -202,21 +200,27 @@ func exchangeOf(r *http.Request) (*exchange, error) {
 	return x, nil
 }
 
-// annotate makes the lease visible to the rest of the config and to the access
-// log.
-func (x *exchange) annotate(r *http.Request, first bool) {
-	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
+// take goes on under a lease and makes it visible to the rest of the config and
+// to the access log.
+func (x *exchange) take(r *http.Request, lease *instancepool.Lease) {
+	first := x.lease == nil
+	x.lease = lease
+	x.waited += lease.Waited
+	x.cold = x.cold || lease.Cold
+	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok && first {
 		repl.Map(x.placeholder)
 	}
-	if extra, ok := r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok && first {
-		rev := x.lease.Revision()
-		extra.Add(zap.String("fairway_service", rev.Service))
-		extra.Add(zap.String("fairway_revision", rev.Name))
-		extra.Add(zap.String("fairway_instance", x.lease.Instance().ID()))
-		extra.Add(zap.Duration("fairway_queue_duration", x.waited))
-		extra.Add(zap.Bool("fairway_cold_start", x.lease.Cold))
+	if extra, ok := r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
+		rev := lease.Revision()
+		extra.Set(zap.String("fairway_service", rev.Service))
+		extra.Set(zap.String("fairway_revision", rev.Name))
+		extra.Set(zap.String("fairway_instance", lease.Instance().ID()))
+		extra.Set(zap.Duration("fairway_queue_duration", x.waited))
+		extra.Set(zap.Bool("fairway_cold_start", x.cold))
 	}
 }
+
+func (x *exchange) deadline() time.Time { return x.began.Add(x.lease.Revision().Timeout) }
 
 func (x *exchange) placeholder(key string) (any, bool) {
 	switch key {
@@ -229,7 +233,7 @@ func (x *exchange) placeholder(key string) (any, bool) {
 	case "http.fairway.queue_duration":
 		return x.waited, true
 	case "http.fairway.cold_start":
-		return x.lease.Cold, true
+		return x.cold, true
 	}
 	return nil, false
 }
@@ -257,7 +261,7 @@ func (leasedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancelCause(r.Context())
-	timer := time.AfterFunc(time.Until(x.deadline), func() { cancel(instancepool.ErrTimeout) })
+	timer := time.AfterFunc(time.Until(x.deadline()), func() { cancel(instancepool.ErrTimeout) })
 	r = r.WithContext(ctx)
 	r.URL.Scheme = "http"
 	r.URL.Host = x.lease.Instance().Address()

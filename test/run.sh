@@ -17,7 +17,7 @@ usage() {
 		usage: sudo ./test/run.sh [--full]
 
 		Installs what is missing, then: gofmt, go vet, golangci-lint, ./xcaddy.sh build,
-		unit tests, end-to-end tests. --full adds the long ones. Without root it runs
+		unit tests, end-to-end tests. --full adds fuzzing and the long tests. Without root it runs
 		what needs none and names the rest. The last lines say what passed; the exit
 		code is 0 only if all did.
 	USAGE
@@ -39,6 +39,7 @@ main() {
 	mapfile -t unit < <(go list ./... | grep -vE '/test(/|$)')
 	((${#unit[@]} > 0)) || die "go list finds no packages: see the lines above"
 	go_test unit "${unit[@]}"
+	[[ -z ${FAIRWAY_FULL:-} ]] || step "fuzzing" fuzz
 	go_test e2e -count=1 -timeout 60m -p 1 ./test/...
 	give_back "$cache"
 	report
@@ -97,6 +98,15 @@ check_build() {
 		echo "./caddy list-modules lacks $module"
 		status=1
 	done
+	return "$status"
+}
+
+# fuzz gives each fuzz target a minute; the build for it takes longer than that.
+fuzz() {
+	local time=60s file target status=0
+	while IFS=: read -r file target; do
+		CGO_ENABLED=1 go test -race -run '^$' -fuzz "^$target\$" -fuzztime "$time" "./$(dirname "$file")" || status=1
+	done < <(grep -roE --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' "${packages[@]}" | sed 's/func //')
 	return "$status"
 }
 

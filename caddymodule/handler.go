@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"net/http"
+	"net/http/httptrace"
 	"strconv"
 	"time"
 
@@ -262,9 +263,14 @@ func (leasedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	ctx, cancel := context.WithCancelCause(r.Context())
 	timer := time.AfterFunc(time.Until(x.deadline()), func() { cancel(instancepool.ErrTimeout) })
-	r = r.WithContext(ctx)
 	r.URL.Scheme = "http"
 	r.URL.Host = x.lease.Instance().Address()
+	// The transport itself tries some requests again when a connection breaks
+	// under them, over a new one: if that cannot be made, the request has been
+	// sent all the same, and must not end a second instance.
+	sent := false
+	trace := &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { sent = true }}
+	r = r.WithContext(httptrace.WithClientTrace(ctx, trace))
 	resp, err := x.lease.Instance().Transport().RoundTrip(r) //nolint:bodyclose // the proxy closes it
 	timer.Stop()
 	if err == nil {
@@ -272,8 +278,12 @@ func (leasedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 		// until then.
 		return resp, nil
 	}
-	if errors.Is(context.Cause(ctx), instancepool.ErrTimeout) {
+	var dial *instancepool.DialError
+	switch {
+	case errors.Is(context.Cause(ctx), instancepool.ErrTimeout):
 		err = caddyhttp.Error(http.StatusGatewayTimeout, instancepool.ErrTimeout)
+	case sent && errors.As(err, &dial):
+		err = fmt.Errorf("instance %s broke while it had the request: %w", dial.Instance, dial.Err)
 	}
 	cancel(nil)
 	return nil, err

@@ -774,6 +774,11 @@ func (p *Pool) suspect(i *Instance) {
 			return
 		}
 		if err != nil {
+			select {
+			case <-i.handle.Exited():
+				return // that is why, and run says so
+			default:
+			}
 			p.setState(i, Draining)
 			p.askToStop(i, "does not accept connections")
 			p.scale()

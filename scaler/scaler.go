@@ -82,8 +82,10 @@ type Scaler struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
-	start  sync.Once
-	loaded chan struct{} // closed when what ran before is known, or was waited for in vain
+	// discards counts the instances of wg that are being stopped.
+	discards sync.WaitGroup
+	start    sync.Once
+	loaded   chan struct{} // closed when what ran before is known, or was waited for in vain
 
 	services sync.Map // name → *service: read for each request
 	pulling  sync.Map // revision's name → instancepool.Progress: while its image is fetched
@@ -220,10 +222,12 @@ func (s *Scaler) placeFound() {
 
 // discard stops an instance that belongs to no pool.
 func (s *Scaler) discard(h instancepool.Handle, reason string) {
+	s.discards.Add(1)
 	s.wg.Go(func() {
+		defer s.discards.Done()
 		e := instancepool.Event{
 			State: instancepool.Draining, Instance: h.ID(), Service: h.Revision().Service,
-			Revision: h.Revision().Name, PID: h.PID(), Reason: reason, Adopted: true,
+			Revision: h.Revision().Name, PID: h.PID(), Address: h.Address(), Reason: reason, Adopted: true,
 		}
 		s.opts.Observer.Instance(e)
 		ctx, cancel := context.WithTimeout(s.ctx, s.opts.StopGrace+listTimeout)
@@ -527,6 +531,18 @@ func (s *Scaler) Close(ctx context.Context, ending Ending) error {
 			err = errors.Join(err, svc.wait(ctx))
 		}
 		svc.detach()
+	}
+	if ending != Keep {
+		discarded := make(chan struct{})
+		s.wg.Go(func() {
+			s.discards.Wait()
+			close(discarded)
+		})
+		select {
+		case <-discarded:
+		case <-ctx.Done():
+			err = errors.Join(err, fmt.Errorf("stopping instances that nobody wants: %w", context.Cause(ctx)))
+		}
 	}
 	s.cancel()
 	s.wg.Wait()

@@ -713,6 +713,19 @@ func TestCloseWaitsForAFailedCandidate(t *testing.T) {
 	})
 }
 
+// So is an instance that was found and that nobody wants.
+func TestCloseWaitsForWhatIsDiscarded(t *testing.T) {
+	bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
+		rt.Leave("hello-00007-aaaaa", made(t, 7), pooltest.Plan{StopTime: 5 * time.Second})
+		h := boot(t, rt)
+		h.declare(1, svc(t, "other"))
+		if err := h.Close(t.Context(), Stop); err != nil {
+			t.Fatal(err)
+		}
+		equal(t, "running", h.running(), map[string]int{})
+	})
+}
+
 func TestDismiss(t *testing.T) {
 	bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
 		h := boot(t, rt)

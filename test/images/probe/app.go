@@ -40,6 +40,7 @@ type app struct {
 	served      atomic.Int64
 	inFlight    atomic.Int64
 	maxInFlight atomic.Int64
+	stopping    atomic.Bool // SIGTERM has come
 }
 
 func newApp(healthyFrom time.Time) *app {
@@ -78,7 +79,15 @@ func (a *app) counted(handle http.HandlerFunc) http.HandlerFunc {
 		for seen := a.maxInFlight.Load(); now > seen && !a.maxInFlight.CompareAndSwap(seen, now); {
 			seen = a.maxInFlight.Load()
 		}
+		a.tellStopping(w)
 		handle(w, r)
+	}
+}
+
+// tellStopping sets a header field once SIGTERM has come.
+func (a *app) tellStopping(w http.ResponseWriter) {
+	if a.stopping.Load() {
+		w.Header().Set("Probe-Stopping", "true")
 	}
 }
 
@@ -116,6 +125,7 @@ func (a *app) healthz(w http.ResponseWriter, _ *http.Request) {
 // sleep answers "/sleep?ms=" with the ID after that time.
 func (a *app) sleep(w http.ResponseWriter, r *http.Request) {
 	if wait(r.Context(), millis(r, "ms")) {
+		a.tellStopping(w)
 		fmt.Fprintln(w, a.id)
 	}
 }

@@ -22,6 +22,7 @@ import (
 	"os/signal"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -68,7 +69,8 @@ func run() error {
 	}
 
 	go writeLog(os.Getenv("LOG_RATE"))
-	return serve(newServer(newApp(healthyFrom)), term)
+	a := newApp(healthyFrom)
+	return serve(newServer(a), &a.stopping, term)
 }
 
 // newServer speaks HTTP/1, HTTP/2 without TLS and, when asked for, gRPC.
@@ -88,7 +90,7 @@ func newServer(a *app) *http.Server {
 }
 
 // serve serves until SIGTERM, then lets requests in flight end.
-func serve(server *http.Server, term <-chan os.Signal) error {
+func serve(server *http.Server, stopping *atomic.Bool, term <-chan os.Signal) error {
 	failed := make(chan error, 1)
 	go func() { failed <- server.ListenAndServe() }()
 	fmt.Println("probe: listening on", server.Addr)
@@ -98,6 +100,7 @@ func serve(server *http.Server, term <-chan os.Signal) error {
 			return fmt.Errorf("serving: %w", err)
 		case <-term:
 		}
+		stopping.Store(true)
 		fmt.Println("probe: got SIGTERM")
 		if os.Getenv("IGNORE_TERM") != "1" {
 			break

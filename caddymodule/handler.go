@@ -269,8 +269,15 @@ func (leasedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	// under them, over a new one: if that cannot be made, the request has been
 	// sent all the same, and must not end a second instance.
 	sent := false
-	trace := &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { sent = true }}
-	r = r.WithContext(httptrace.WithClientTrace(ctx, trace))
+	gotConn := func(httptrace.GotConnInfo) { sent = true }
+	if trace := httptrace.ContextClientTrace(ctx); trace != nil && trace.GotConn == nil {
+		// The proxy has made one for this request. To put another on top of it
+		// would cost more than all else that Fairway does for a request.
+		trace.GotConn = gotConn
+	} else {
+		ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: gotConn})
+	}
+	r = r.WithContext(ctx)
 	resp, err := x.lease.Instance().Transport().RoundTrip(r) //nolint:bodyclose // the proxy closes it
 	timer.Stop()
 	if err == nil {

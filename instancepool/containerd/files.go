@@ -15,11 +15,17 @@ func writeFiles(dir, hostname, address string) error {
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return fmt.Errorf("making the instance's files: %w", err)
 	}
+	resolv := resolvConf(os.ReadFile)
+	if a, err := netip.ParseAddr(address); err == nil && a.IsLoopback() { // the host's network: all of its servers can be reached
+		if b, err := os.ReadFile("/etc/resolv.conf"); err == nil {
+			resolv = string(b)
+		}
+	}
 	hosts := "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n" + address + "\t" + hostname + "\n"
 	for name, text := range map[string]string{
 		"hosts":       hosts,
 		"hostname":    hostname + "\n",
-		"resolv.conf": resolvConf(os.ReadFile),
+		"resolv.conf": resolv,
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil { //nolint:gosec // any user of the container reads it
 			return errors.Join(fmt.Errorf("making the instance's files: %w", err), removeFiles(dir))

@@ -14,6 +14,7 @@ import (
 
 	client "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
 	"golang.org/x/sys/unix"
 
 	"github.com/fairway-run/fairway/instancepool"
@@ -26,6 +27,8 @@ const (
 	codeTimeout = 3 * time.Second
 	// killTimeout is how long the kernel may take to end a process after SIGKILL.
 	killTimeout = 10 * time.Second
+	// unknownCode stands for an exit code that containerd could not tell.
+	unknownCode = 255
 )
 
 // handle is one instance. The process is watched and signalled by a pidfd, which
@@ -40,12 +43,12 @@ type handle struct {
 	task      client.Task
 	started   time.Time
 
-	pidfd    *os.File
+	pidfd    *os.File // closed when the process has ended, or by forget
 	watching sync.WaitGroup
 	exited   chan struct{}
 	exit     instancepool.Exit // written before exited is closed
 
-	stopping sync.Mutex // one removal at a time; guards gone
+	stopping chan struct{} // holds one token: of the one Stop at work; guards gone
 	gone     bool
 }
 
@@ -55,15 +58,32 @@ func (h *handle) PID() int                      { return int(h.task.Pid()) }
 func (h *handle) Started() time.Time            { return h.started }
 func (h *handle) Address() string               { return h.net.Address }
 func (h *handle) Exited() <-chan struct{}       { return h.exited }
-func (h *handle) LogTail(n int) string          { return tail(h.log, n) }
+
+// LogTail implements instancepool.Handle. The shim copies what the process wrote:
+// the last lines, which matter most, may come after its end.
+func (h *handle) LogTail(n int) string {
+	select {
+	case <-h.exited:
+		awaitQuiet(h.r.ctx, h.log)
+	default:
+	}
+	return tail(h.log, n)
+}
 
 // Exit implements instancepool.Handle.
 func (h *handle) Exit() instancepool.Exit {
+	if !h.hasExited() {
+		return instancepool.Exit{}
+	}
+	return h.exit
+}
+
+func (h *handle) hasExited() bool {
 	select {
 	case <-h.exited:
-		return h.exit
+		return true
 	default:
-		return instancepool.Exit{}
+		return false
 	}
 }
 
@@ -84,8 +104,9 @@ func (h *handle) watch() error {
 		if err != nil {
 			return // closed: nobody wants to know any more
 		}
-		h.exit = instancepool.Exit{Code: h.exitCode(), OOM: h.oomKilled(), At: time.Now()}
+		h.exit = h.howItEnded()
 		close(h.exited)
+		_ = h.pidfd.Close()
 	})
 	return nil
 }
@@ -103,10 +124,21 @@ func (h *handle) forget() {
 	h.watching.Wait()
 }
 
+// howItEnded describes the end of the process, which has just ended.
+func (h *handle) howItEnded() instancepool.Exit {
+	e := instancepool.Exit{At: time.Now()}
+	oom := h.oomKilled() // first: a shim that has died takes the cgroup with it
+	e.Code = h.exitCode()
+	e.OOM = oom && e.Code != 0 // else it was another process, which the app could do without
+	if e.OOM && e.Code == unknownCode {
+		e.Code = 128 + int(syscall.SIGKILL)
+	}
+	return e
+}
+
 // exitCode asks containerd for the exit code of the ended process; it is
-// unknown (255) if containerd does not answer.
+// unknown if containerd does not know it or does not answer.
 func (h *handle) exitCode() int {
-	const unknown = 255
 	ctx, cancel := context.WithTimeout(h.r.ctx, codeTimeout)
 	defer cancel()
 	for {
@@ -114,22 +146,23 @@ func (h *handle) exitCode() int {
 		if err == nil {
 			select {
 			case status := <-wait:
-				if status.Error() == nil {
+				if err = errgrpc.ToNative(status.Error()); err == nil {
 					return int(status.ExitCode())
 				}
 			case <-ctx.Done():
 			}
 		}
-		if errdefs.IsNotFound(err) {
-			return unknown
+		// That it has ended cannot wait until containerd is back.
+		if errdefs.IsNotFound(err) || errdefs.IsUnavailable(err) {
+			return unknownCode
 		}
-		// An error of Wait is not an exit code: the connection may have broken.
+		// An error of Wait is not an exit code.
 		retry := time.NewTimer(100 * time.Millisecond)
 		select {
 		case <-retry.C:
 		case <-ctx.Done():
 			retry.Stop()
-			return unknown
+			return unknownCode
 		}
 	}
 }
@@ -159,25 +192,41 @@ func (h *handle) oomKilled() bool {
 
 // Stop implements instancepool.Handle.
 func (h *handle) Stop(ctx context.Context, grace time.Duration) error {
-	h.stopping.Lock()
-	defer h.stopping.Unlock()
+	select {
+	case h.stopping <- struct{}{}:
+		defer func() { <-h.stopping }()
+	case <-ctx.Done():
+		return fmt.Errorf("stopping %s: %w", h.id, context.Cause(ctx))
+	}
 	if h.gone {
 		return nil
 	}
 	if err := h.end(ctx, grace); err != nil {
+		h.release(err)
 		return fmt.Errorf("stopping %s: %w", h.id, err)
 	}
-	h.forget()
 	err := h.r.remove(ctx, h.container, h.net.ID)
-	h.r.mu.Lock()
-	delete(h.r.handles, h.id) // what is left now is for the sweep
-	h.r.mu.Unlock()
-	h.gone = true
+	h.release(err)
+	h.gone = err == nil
 	if err != nil {
-		h.r.leftovers()
 		return fmt.Errorf("removing %s: %w", h.id, explain(ctx, err))
 	}
 	return nil
+}
+
+// release makes the handle unknown. If err says that something of the instance
+// is left, that is for the sweep: the network too, as the container that names
+// it may be gone.
+func (h *handle) release(err error) {
+	if err != nil {
+		h.r.network.unuse(h.net.ID)
+	}
+	h.r.mu.Lock()
+	defer h.r.mu.Unlock()
+	delete(h.r.handles, h.id)
+	if err != nil {
+		h.r.lose(h.id, h)
+	}
 }
 
 // end ends the process: politely first.
@@ -186,7 +235,7 @@ func (h *handle) end(ctx context.Context, grace time.Duration) error {
 		signal syscall.Signal
 		wait   time.Duration
 	}{{syscall.SIGTERM, grace}, {syscall.SIGKILL, killTimeout}} {
-		if err := h.signal(step.signal); err != nil && !errors.Is(err, unix.ESRCH) {
+		if err := h.signal(step.signal); err != nil && !errors.Is(err, unix.ESRCH) && !h.hasExited() {
 			return fmt.Errorf("sending %s: %w", step.signal, err)
 		}
 		timer := time.NewTimer(step.wait)

@@ -11,12 +11,12 @@ import (
 	client "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
-	"github.com/containerd/containerd/v2/defaults"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
+	"go.uber.org/zap"
 
 	"github.com/fairway-run/fairway/instancepool"
 	"github.com/fairway-run/fairway/revisions"
@@ -102,11 +102,12 @@ func (r *Runtime) pinned(ctx context.Context, c *client.Client, rev *revisions.R
 	img, err := r.local(ctx, c, ref)
 	if errdefs.IsNotFound(err) {
 		// Somebody removed it; what has the digest is the same image.
-		if img, err = r.pull(ctx, c, ref, nil); err == nil {
-			err = r.unpack(ctx, c, img)
-		}
+		img, err = r.pull(ctx, c, ref, nil)
 	}
-	return img, err
+	if err != nil {
+		return nil, err
+	}
+	return img, r.unpack(ctx, c, img)
 }
 
 func (r *Runtime) pull(ctx context.Context, c *client.Client, ref string, progress func(instancepool.Progress)) (client.Image, error) {
@@ -125,7 +126,12 @@ func (r *Runtime) pull(ctx context.Context, c *client.Client, ref string, progre
 		}()
 		defer func() { cancel(); <-done }()
 	}
-	img, err := c.Pull(withNamespace(ctx, r.opts.Namespace), ref,
+	leased, release, err := r.lease(ctx, c)
+	if err != nil {
+		return nil, fmt.Errorf("pulling %s: %w", ref, explain(ctx, err))
+	}
+	defer release()
+	img, err := c.Pull(leased, ref,
 		client.WithResolver(resolver), client.WithPlatform(platforms.DefaultString()))
 	switch {
 	case err == nil:
@@ -134,6 +140,22 @@ func (r *Runtime) pull(ctx context.Context, c *client.Client, ref string, progre
 		return nil, fmt.Errorf("pulling %s: %w", ref, explain(ctx, err))
 	}
 	return nil, fmt.Errorf("%w: pulling %s: %w", instancepool.ErrImage, ref, err)
+}
+
+// lease keeps containerd's garbage collector from what is fetched until release
+// is called. The client's own lease would stay for a day if ctx ended before.
+func (r *Runtime) lease(ctx context.Context, c *client.Client) (_ context.Context, release func(), _ error) {
+	ctx, done, err := c.WithLease(withNamespace(ctx, r.opts.Namespace))
+	if err != nil {
+		return ctx, nil, err
+	}
+	return ctx, func() {
+		rpc, cancel := r.within(context.WithoutCancel(ctx))
+		defer cancel()
+		if err := done(rpc); err != nil {
+			r.log.Warn("giving back a lease, which containerd does by itself in a day", zap.Error(err))
+		}
+	}, nil
 }
 
 // tell reports how many bytes have been fetched, until ctx ends.
@@ -187,15 +209,23 @@ func credentials(host string) (user, secret string, err error) {
 // unpack makes the image's file system ready for containers.
 func (r *Runtime) unpack(ctx context.Context, c *client.Client, img client.Image) error {
 	ctx = withNamespace(ctx, r.opts.Namespace)
-	unpacked, err := img.IsUnpacked(ctx, defaults.DefaultSnapshotter)
+	unpacked, err := img.IsUnpacked(ctx, r.opts.Snapshotter)
 	if err == nil && !unpacked {
-		err = img.Unpack(ctx, defaults.DefaultSnapshotter)
+		var release func()
+		if ctx, release, err = r.lease(ctx, c); err == nil {
+			defer release()
+			err = img.Unpack(ctx, r.opts.Snapshotter)
+		}
 	}
 	switch {
 	case err == nil:
 		return nil
 	case ctx.Err() != nil, errdefs.IsUnavailable(err):
 		return fmt.Errorf("unpacking image %s: %w", img.Name(), explain(ctx, err))
+	}
+	if errdefs.IsNotFound(err) {
+		return fmt.Errorf("%w: %s has no variant for %s, or a part of it is missing: %w",
+			instancepool.ErrImage, img.Name(), platforms.DefaultString(), err)
 	}
 	return fmt.Errorf("%w: unpacking %s: %w", instancepool.ErrImage, img.Name(), err)
 }
@@ -206,7 +236,11 @@ func (r *Runtime) Import(ctx context.Context, archive io.Reader) ([]string, erro
 	if err != nil {
 		return nil, err
 	}
-	ctx = withNamespace(ctx, r.opts.Namespace)
+	ctx, release, err := r.lease(ctx, c)
+	if err != nil {
+		return nil, fmt.Errorf("importing an archive: %w", explain(ctx, err))
+	}
+	defer release()
 	imported, err := c.Import(ctx, archive)
 	if err != nil {
 		return nil, fmt.Errorf("importing an archive: %w", explain(ctx, err))

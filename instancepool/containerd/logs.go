@@ -3,6 +3,7 @@ package containerd
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -23,7 +24,9 @@ const (
 	logEvery = 5 * time.Second
 	// logsKept is how many logs of ended instances a service keeps.
 	logsKept = 10
-	oldPart  = ".1"
+	// oldLogsLimit bounds the logs of ended instances of all services together.
+	oldLogsLimit = 1 << 30
+	oldPart      = ".1"
 )
 
 // logFile returns the path of an instance's log. The shim writes it: it goes on
@@ -75,6 +78,37 @@ func (r *Runtime) rotate() error {
 			}
 		}
 	}
+	return dropOldest(r.opts.LogDir, live, oldLogsLimit)
+}
+
+// dropOldest deletes the oldest logs of ended instances, of whatever service,
+// until the rest is no larger than limit.
+func dropOldest(dir string, live map[string]bool, limit int64) error {
+	type part struct {
+		path string
+		size int64
+		at   time.Time
+	}
+	var parts []part
+	paths, err := filepath.Glob(filepath.Join(dir, "*", "*.log*"))
+	if err != nil {
+		return err
+	}
+	for _, path := range paths {
+		id, _, _ := strings.Cut(filepath.Base(path), ".log")
+		if info, err := os.Stat(path); err == nil && !live[id] {
+			parts = append(parts, part{path, info.Size(), info.ModTime()})
+		}
+	}
+	slices.SortFunc(parts, func(a, b part) int { return b.at.Compare(a.at) })
+	for _, p := range parts {
+		if limit -= p.size; limit >= 0 {
+			continue
+		}
+		if err := os.Remove(p.path); err != nil && !missing(err) {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -115,14 +149,19 @@ func rotateService(dir string, live map[string]bool) error {
 	return nil
 }
 
-// turnOver copies a log away and empties it in place: the shim has it open, and
-// writes at its end wherever that is.
+// turnOver copies a log's end away and empties it in place: the shim has it open,
+// and writes at its end wherever that is.
 func turnOver(path string) error {
 	in, err := os.Open(path)
 	if err != nil {
 		return err
 	}
 	defer in.Close()
+	if info, err := in.Stat(); err == nil && info.Size() > logLimit {
+		if _, err := in.Seek(-logLimit, io.SeekEnd); err != nil {
+			return err
+		}
+	}
 	out, err := os.Create(path + oldPart)
 	if err != nil {
 		return err
@@ -137,28 +176,64 @@ func turnOver(path string) error {
 	return os.Truncate(path, 0)
 }
 
-// tail returns the last whole lines of a file, at most n bytes.
+// awaitQuiet returns when a file has not grown for a while, or has grown for too
+// long.
+func awaitQuiet(ctx context.Context, path string) {
+	const pause, quiet, most = 5 * time.Millisecond, 5, 60
+	tick := time.NewTicker(pause)
+	defer tick.Stop()
+	last, since := int64(-1), 0
+	for range most {
+		if info, err := os.Stat(path); err != nil || info.Size() == last {
+			since++
+		} else {
+			last, since = info.Size(), 0
+		}
+		if since >= quiet {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// tail returns the last whole lines of a log, at most n bytes, also those before
+// it was turned over.
 func tail(path string, n int) string {
-	f, err := os.Open(path)
-	if err != nil {
-		return ""
+	b, cut := lastBytes(path, n)
+	if !cut {
+		var before []byte
+		before, cut = lastBytes(path+oldPart, n-len(b))
+		b = slices.Concat(before, b)
 	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return ""
-	}
-	from := max(0, info.Size()-int64(n))
-	b := make([]byte, min(int64(n), info.Size()))
-	read, err := f.ReadAt(b, from)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return ""
-	}
-	b = b[:read]
-	if from > 0 {
+	if cut {
 		if i := bytes.IndexByte(b, '\n'); i >= 0 && i+1 < len(b) {
 			b = b[i+1:]
 		}
 	}
-	return strings.TrimSpace(strings.ToValidUTF8(string(b), "�"))
+	return strings.TrimSpace(strings.ToValidUTF8(string(b), "\uFFFD"))
+}
+
+// lastBytes returns at most the last n bytes of a file, and whether there are
+// more.
+func lastBytes(path string, n int) (b []byte, more bool) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, false
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, false
+	}
+	from := max(0, info.Size()-int64(n))
+	b = make([]byte, min(int64(n), info.Size()))
+	read, err := f.ReadAt(b, from)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, false
+	}
+	return b[:read], from > 0
 }

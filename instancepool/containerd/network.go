@@ -18,7 +18,9 @@ import (
 
 	"github.com/containerd/containerd/v2/pkg/netns"
 	gocni "github.com/containerd/go-cni"
+	"github.com/vishvananda/netlink"
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -73,6 +75,8 @@ type network interface {
 	detach(ctx context.Context, id string) error
 	// adopt notes that a network from an earlier process is in use.
 	adopt(id string)
+	// unuse notes that nobody uses a network any more: the sweep may remove it.
+	unuse(id string)
 	// sweep removes the networks that nobody uses.
 	sweep(ctx context.Context) error
 	// fill makes networks ahead until ctx ends.
@@ -83,6 +87,7 @@ type network interface {
 
 // bridgeNetwork makes network namespaces on a bridge, with CNI's plugins.
 type bridgeNetwork struct {
+	bridge string
 	conf   []byte
 	bins   []string
 	netns  string // directory of the namespaces
@@ -103,7 +108,8 @@ type bridgeNetwork struct {
 func newBridgeNetwork(o Options) *bridgeNetwork {
 	data := filepath.Join(o.StateDir, "ipam")
 	return &bridgeNetwork{
-		conf: bridgeConf(o.bridge(), o.Subnet, data), bins: o.CNIBinDirs,
+		bridge: o.bridge(),
+		conf:   bridgeConf(o.bridge(), o.Subnet, data), bins: o.CNIBinDirs,
 		netns: filepath.Join(o.StateDir, "netns"), leases: filepath.Join(data, networkName),
 		want: o.Prepared, taken: make(chan struct{}, 1), used: make(map[string]bool),
 	}
@@ -206,16 +212,41 @@ func (n *bridgeNetwork) make(ctx context.Context) (attachment, error) {
 		return attachment{}, fmt.Errorf("making a network namespace: %w", err)
 	}
 	id := filepath.Base(ns.GetPath())
-	ctx, cancel := context.WithTimeout(ctx, networkTimeout)
+	// A plugin that is killed in the middle leaves what is hard to find.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), networkTimeout)
 	defer cancel()
 	result, err := cni.Setup(ctx, id, ns.GetPath())
 	if err == nil {
 		if cfg := result.Interfaces[interfaceIn]; cfg != nil && len(cfg.IPConfigs) > 0 {
-			return attachment{ID: id, NetNS: ns.GetPath(), Address: cfg.IPConfigs[0].IP.String()}, nil
+			if err = n.introduce(cfg); err == nil {
+				return attachment{ID: id, NetNS: ns.GetPath(), Address: cfg.IPConfigs[0].IP.String()}, nil
+			}
+		} else {
+			err = errors.New("the plugins gave no address")
 		}
-		err = errors.New("the plugins gave no address")
 	}
 	return attachment{}, errors.Join(fmt.Errorf("setting up the network: %w", err), n.detach(context.WithoutCancel(ctx), id))
+}
+
+// introduce tells the host which interface has the address now. Addresses are
+// used again, and the kernel would for nine seconds send what is for the new
+// instance to the old one.
+func (n *bridgeNetwork) introduce(cfg *gocni.Config) error {
+	mac, err := net.ParseMAC(cfg.Mac)
+	if err != nil {
+		return err
+	}
+	bridge, err := netlink.LinkByName(n.bridge)
+	if err != nil {
+		return fmt.Errorf("looking for bridge %s: %w", n.bridge, err)
+	}
+	err = netlink.NeighSet(&netlink.Neigh{
+		LinkIndex: bridge.Attrs().Index, IP: cfg.IPConfigs[0].IP, HardwareAddr: mac, State: netlink.NUD_REACHABLE,
+	})
+	if err != nil {
+		return fmt.Errorf("introducing %s to the host: %w", cfg.IPConfigs[0].IP, err)
+	}
+	return nil
 }
 
 func (n *bridgeNetwork) namespace() (*netns.NetNS, error) {
@@ -229,23 +260,36 @@ func (n *bridgeNetwork) namespace() (*netns.NetNS, error) {
 }
 
 func (n *bridgeNetwork) detach(ctx context.Context, id string) error {
+	// If it fails, what is left is for the sweep: nobody uses it any more.
+	defer n.unuse(id)
 	cni, err := n.plugins()
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, networkTimeout)
 	defer cancel()
-	path := filepath.Join(n.netns, id)
+	ns := netns.LoadNetNS(filepath.Join(n.netns, id))
+	path := ns.GetPath()
+	closed, err := ns.Closed()
+	if err != nil {
+		return fmt.Errorf("looking at network namespace %s: %w", id, err)
+	}
+	if closed { // since the host was restarted; the plugins give the address back all the same
+		path = ""
+	}
 	if err := cni.Remove(ctx, id, path); err != nil {
 		return fmt.Errorf("removing network %s: %w", id, err)
 	}
-	if err := netns.LoadNetNS(path).Remove(); err != nil && !missing(err) {
+	if err := ns.Remove(); err != nil && !missing(err) {
 		return fmt.Errorf("removing network namespace %s: %w", id, err)
 	}
+	return nil
+}
+
+func (n *bridgeNetwork) unuse(id string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	delete(n.used, id)
-	return nil
 }
 
 func (n *bridgeNetwork) adopt(id string) {
@@ -286,9 +330,28 @@ func (n *bridgeNetwork) unused() ([]string, error) {
 	for _, e := range entries {
 		ids[e.Name()] = true
 	}
+	if err := n.reserved(ids); err != nil {
+		return nil, fmt.Errorf("reading the addresses: %w", err)
+	}
+	maps.DeleteFunc(ids, func(id string, _ bool) bool { return n.inUse(id) })
+	return slices.Sorted(maps.Keys(ids)), nil
+}
+
+// reserved adds the IDs of the networks that have an address.
+func (n *bridgeNetwork) reserved(ids map[string]bool) error {
+	lock, err := os.Open(filepath.Join(n.leases, "lock")) // host-local's
+	if missing(err) {
+		return nil // it has not given out any yet
+	}
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	// While the plugin works, an empty file may be one that it is about to write.
+	quiet := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil
 	given, err := os.ReadDir(n.leases)
-	if err != nil && !missing(err) {
-		return nil, err
+	if err != nil {
+		return err
 	}
 	for _, e := range given {
 		if _, err := netip.ParseAddr(e.Name()); err != nil {
@@ -299,14 +362,15 @@ func (n *bridgeNetwork) unused() ([]string, error) {
 			continue
 		}
 		id, _, _ := strings.Cut(string(b), "\n")
-		if id = strings.TrimSpace(id); id == "" { // the plugin was killed while it wrote
-			_ = os.Remove(filepath.Join(n.leases, e.Name()))
-			continue
+		if id = strings.TrimSpace(id); id != "" {
+			ids[id] = true
+		} else if quiet { // the plugin was killed while it wrote
+			if err := os.Remove(filepath.Join(n.leases, e.Name())); err != nil && !missing(err) {
+				return err
+			}
 		}
-		ids[id] = true
 	}
-	maps.DeleteFunc(ids, func(id string, _ bool) bool { return n.inUse(id) })
-	return slices.Sorted(maps.Keys(ids)), nil
+	return nil
 }
 
 func (n *bridgeNetwork) fill(ctx context.Context, log *zap.Logger) {
@@ -400,10 +464,14 @@ func (n *hostNetwork) attach(ctx context.Context, _ int) (attachment, error) {
 }
 
 func (n *hostNetwork) detach(_ context.Context, id string) error {
+	n.unuse(id)
+	return nil
+}
+
+func (n *hostNetwork) unuse(id string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	delete(n.used, id)
-	return nil
 }
 
 func (n *hostNetwork) adopt(id string) {

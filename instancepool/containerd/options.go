@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"path/filepath"
 
+	"github.com/containerd/containerd/v2/defaults"
 	"github.com/containerd/containerd/v2/pkg/identifiers"
 	"go.uber.org/zap"
 )
@@ -39,6 +40,8 @@ type Options struct {
 	StateDir string
 	// LogDir holds what instances write. Default: logs in StateDir.
 	LogDir string
+	// Snapshotter keeps the file systems. Default: overlayfs.
+	Snapshotter string
 	// CNIBinDirs are where the CNI plugins are. Default: the usual places.
 	CNIBinDirs []string
 	// Prepared is how many networks are made ahead of requests. Default: 4.
@@ -59,6 +62,7 @@ func (o Options) WithDefaults() Options {
 	orText(&o.Network, Bridge)
 	orText(&o.Subnet, "10.63.0.0/16")
 	orText(&o.StateDir, filepath.Join("/var/lib/fairway", o.Namespace))
+	orText(&o.Snapshotter, defaults.DefaultSnapshotter)
 	orText(&o.LogDir, filepath.Join(o.StateDir, "logs"))
 	if len(o.CNIBinDirs) == 0 {
 		o.CNIBinDirs = []string{"/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"}

@@ -15,6 +15,8 @@ import (
 	"github.com/containerd/errdefs"
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 
 	"github.com/fairway-run/fairway/instancepool"
 )
@@ -22,13 +24,18 @@ import (
 const (
 	// rpcTimeout bounds one call of containerd, which may hang for ever.
 	rpcTimeout = 30 * time.Second
-	// reconnectAfter bounds the pause between attempts to reach containerd.
-	reconnectAfter = time.Second
+	// connectTimeout bounds an attempt to reach containerd; reconnectAfter and
+	// reconnectAtMost bound the pause between two.
+	connectTimeout  = time.Second
+	reconnectAfter  = 50 * time.Millisecond
+	reconnectAtMost = 500 * time.Millisecond
 	// sweepEvery is how often leftovers are looked for without a reason; with one
 	// it is sweepSoon.
 	sweepEvery = 5 * time.Minute
 	sweepSoon  = 2 * time.Second
 )
+
+var errClosed = errors.New("the runtime is closed")
 
 // Runtime is an instancepool.Runtime on containerd. It is safe for concurrent
 // use.
@@ -47,6 +54,7 @@ type Runtime struct {
 	lock     *os.File
 	handles  map[string]*handle   // by ID: what runs, until nothing is left of it
 	starting map[string]bool      // IDs that Start is at work on
+	lost     map[string]*handle   // by ID: what could not be ended or removed and goes, even if it runs; nil if never started
 	specs    map[string]*specBase // by revision
 }
 
@@ -58,7 +66,8 @@ func New(opts Options) (*Runtime, error) {
 	}
 	r := &Runtime{
 		opts: opts, log: opts.Logger, dirty: make(chan struct{}, 1),
-		handles: make(map[string]*handle), starting: make(map[string]bool), specs: make(map[string]*specBase),
+		handles: make(map[string]*handle), starting: make(map[string]bool), lost: make(map[string]*handle),
+		specs: make(map[string]*specBase),
 	}
 	r.ctx, r.cancel = context.WithCancel(namespaces.WithNamespace(context.Background(), opts.Namespace))
 	if opts.Network == Host {
@@ -78,7 +87,7 @@ func (r *Runtime) connect() (*client.Client, error) {
 		return r.client, nil
 	}
 	if r.ctx.Err() != nil {
-		return nil, errors.New("the runtime is closed")
+		return nil, errClosed
 	}
 	for _, dir := range []string{r.opts.StateDir, r.opts.LogDir} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
@@ -89,7 +98,10 @@ func (r *Runtime) connect() (*client.Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("taking hold of namespace %s: %w", r.opts.Namespace, err)
 	}
-	c, err := client.New(r.opts.Address, client.WithTimeout(reconnectAfter))
+	c, err := client.New(r.opts.Address, client.WithExtraDialOpts([]grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
+		Backoff:           backoff.Config{BaseDelay: reconnectAfter, Multiplier: 1.6, Jitter: 0.2, MaxDelay: reconnectAtMost},
+		MinConnectTimeout: connectTimeout,
+	})}))
 	if err != nil {
 		_ = lock.Close()
 		return nil, fmt.Errorf("connecting to containerd at %s: %w", r.opts.Address, err)
@@ -135,6 +147,11 @@ func (r *Runtime) Close() error {
 	for _, h := range r.handles {
 		handles = append(handles, h)
 	}
+	for _, h := range r.lost {
+		if h != nil {
+			handles = append(handles, h)
+		}
+	}
 	r.cancel()
 	r.client, r.lock = nil, nil
 	r.mu.Unlock()
@@ -165,6 +182,13 @@ func explain(ctx context.Context, err error) error {
 		return fmt.Errorf("%w: %w", instancepool.ErrUnavailable, err)
 	}
 	return err
+}
+
+// lose gives an instance to the sweep, which removes it whatever state it is in:
+// nobody else knows it any more. The caller holds mu.
+func (r *Runtime) lose(id string, h *handle) {
+	r.lost[id] = h
+	r.leftovers()
 }
 
 // leftovers asks for a look at what may have been left behind.

@@ -106,10 +106,17 @@ func common(rev *revisions.Revision, image client.Image) []oci.SpecOpts {
 	}
 	opts = append(opts,
 		oci.WithNoNewPrivileges, oci.WithCapabilities(capabilities),
-		oci.WithPidsLimit(pidsLimit), withOOMScore, withLimits(c.Resources.Limits),
+		oci.WithPidsLimit(pidsLimit), withoutRlimits, withOOMScore, withLimits(c.Resources.Limits),
 		seccomp.WithDefaultProfile(), // last: it depends on the capabilities
 	)
 	return opts
+}
+
+// withoutRlimits leaves containerd's own limits to the instance. The default is
+// 1024 open files, fewer than an instance may have requests.
+func withoutRlimits(_ context.Context, _ oci.Client, _ *containers.Container, s *oci.Spec) error {
+	s.Process.Rlimits = nil
+	return nil
 }
 
 func withOOMScore(_ context.Context, _ oci.Client, _ *containers.Container, s *oci.Spec) error {

@@ -11,10 +11,11 @@ import (
 	client "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/snapshots"
-	"github.com/containerd/containerd/v2/defaults"
 	"github.com/containerd/containerd/v2/pkg/cio"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
 	"github.com/opencontainers/image-spec/identity"
+	"go.uber.org/zap"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/fairway-run/fairway/instancepool"
@@ -46,14 +47,22 @@ func (r *Runtime) Start(ctx context.Context, spec instancepool.StartSpec) (_ ins
 	r.mu.Unlock()
 	s := &start{r: r, client: c, spec: spec}
 	h, err := s.run(ctx)
+	undone := true
 	if err != nil {
-		s.undo()
+		undone = s.undo()
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.starting, spec.ID)
+	if !undone || errors.Is(err, context.DeadlineExceeded) || errdefs.IsDeadlineExceeded(err) {
+		r.lose(spec.ID, nil) // at the deadline of a call: it may have an effect yet
+	}
 	if err != nil {
 		return nil, fmt.Errorf("starting %s: %w", spec.ID, explain(ctx, err))
+	}
+	if r.ctx.Err() != nil { // while it was started; the next process adopts it
+		h.forget()
+		return nil, fmt.Errorf("starting %s: %w", spec.ID, errClosed)
 	}
 	r.handles[spec.ID] = h
 	return h, nil
@@ -70,9 +79,9 @@ type start struct {
 
 func (s *start) onFailure(undo func(context.Context) error) { s.undos = append(s.undos, undo) }
 
-// undo takes back every step, the last one first. What cannot be taken back now
-// is swept later.
-func (s *start) undo() {
+// undo takes back every step, the last one first. It reports false when something
+// could not be taken back.
+func (s *start) undo() bool {
 	ctx, cancel := context.WithTimeout(withNamespace(context.Background(), s.r.opts.Namespace), undoTimeout)
 	defer cancel()
 	var err error
@@ -80,8 +89,9 @@ func (s *start) undo() {
 		err = errors.Join(err, undo(ctx))
 	}
 	if err != nil {
-		s.r.leftovers()
+		s.r.log.Debug("taking back a start", zap.String("instance", s.spec.ID), zap.Error(err))
 	}
+	return err == nil
 }
 
 // phase reports how long the phase took that ends here.
@@ -128,19 +138,33 @@ func (s *start) run(ctx context.Context) (*handle, error) {
 	}
 	s.phase("task")
 
-	h := &handle{r: r, id: id, rev: rev, net: net, log: log, container: container, task: task, exited: make(chan struct{})}
+	h := &handle{r: r, id: id, rev: rev, net: net, log: log, container: container, task: task, exited: make(chan struct{}), stopping: make(chan struct{}, 1)}
 	if err := h.watch(); err != nil {
 		return nil, err
 	}
-	rpc, cancel := r.within(ctx)
-	defer cancel()
-	if err := task.Start(rpc); err != nil {
+	rpc, cancel, err := s.step(ctx)
+	if err == nil {
+		defer cancel()
+		err = task.Start(rpc)
+	}
+	if err != nil {
 		h.forget()
 		return nil, fmt.Errorf("starting the process: %w", err)
 	}
 	h.started = time.Now()
 	s.phase("start")
 	return h, nil
+}
+
+// step returns a context for the next of a start's calls. The end of ctx comes
+// between two calls, never in the middle of one: containerd goes on for a while
+// with a call that is given up, and what it makes then nobody would remove.
+func (s *start) step(ctx context.Context) (context.Context, context.CancelFunc, error) {
+	if ctx.Err() != nil {
+		return nil, nil, context.Cause(ctx)
+	}
+	rpc, cancel := s.r.within(context.WithoutCancel(ctx))
+	return rpc, cancel, nil
 }
 
 // create makes the container with its snapshot and spec.
@@ -150,12 +174,27 @@ func (s *start) create(ctx context.Context, base *specBase, net attachment, log 
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := r.within(ctx)
+	ctx, cancel, err := s.step(ctx)
+	if err != nil {
+		return nil, err
+	}
 	defer cancel()
 	s.onFailure(func(ctx context.Context) error { return r.removeSnapshot(ctx, s.client, id) })
-	container, err := s.client.NewContainer(ctx, id,
+	s.onFailure(func(ctx context.Context) error {
+		container, err := s.client.LoadContainer(ctx, id)
+		if err != nil {
+			return ignoreMissing(err)
+		}
+		// Even a call that has failed may have left a task. While there may be one,
+		// the container stays: the sweep finds the task by it.
+		if err := r.removeTask(ctx, container); err != nil {
+			return err
+		}
+		return ignoreMissing(container.Delete(ctx))
+	})
+	container, err := newContainer(ctx, s.client, id,
 		client.WithImage(base.image),
-		base.snapshot(id),
+		base.snapshot(r.opts.Snapshotter, id),
 		client.WithContainerLabels(labels(rev, map[string]string{
 			labelNetwork: net.ID, labelAddress: net.Address, labelLog: log,
 		})),
@@ -165,25 +204,39 @@ func (s *start) create(ctx context.Context, base *specBase, net attachment, log 
 			files: r.filesDir(id), cgroups: cgroupPath(r.opts.Namespace, id),
 		})),
 	)
+	if errdefs.IsNotFound(err) { // the image's file system, which somebody has removed
+		r.mu.Lock()
+		delete(r.specs, specKey(rev))
+		r.mu.Unlock()
+	}
 	if err != nil {
 		return nil, fmt.Errorf("creating the container: %w", err)
 	}
-	s.onFailure(func(ctx context.Context) error { return ignoreMissing(container.Delete(ctx)) })
 	return container, nil
+}
+
+// newContainer is the client's own NewContainer without its lease: the label on
+// the snapshot keeps the garbage collector away, and a lease would stay for a
+// day if the start's context ended before it was given back.
+func newContainer(ctx context.Context, c *client.Client, id string, opts ...client.NewContainerOpts) (client.Container, error) {
+	record := containers.Container{ID: id, Runtime: containers.RuntimeInfo{Name: c.Runtime()}}
+	for _, o := range opts {
+		if err := o(ctx, c, &record); err != nil {
+			return nil, err
+		}
+	}
+	if _, err := c.ContainerService().Create(ctx, record); err != nil {
+		return nil, err
+	}
+	return c.LoadContainer(ctx, id)
 }
 
 // task makes the process, which waits to be started.
 func (s *start) task(ctx context.Context, container client.Container, log string) (client.Task, error) {
-	// Even a call that fails, for its deadline say, may leave a task.
-	s.onFailure(func(ctx context.Context) error {
-		task, err := container.Task(ctx, nil)
-		if err != nil {
-			return ignoreMissing(err)
-		}
-		_, err = task.Delete(ctx, client.WithProcessKill)
-		return ignoreMissing(err)
-	})
-	rpc, cancel := s.r.within(ctx)
+	rpc, cancel, err := s.step(ctx)
+	if err != nil {
+		return nil, err
+	}
 	defer cancel()
 	task, err := container.NewTask(rpc, cio.LogFile(log))
 	if err != nil {
@@ -195,22 +248,22 @@ func (s *start) task(ctx context.Context, container client.Container, log string
 // snapshot returns an option that gives an instance its file system. It is what
 // client.WithNewSnapshot does, without reading the image's configuration each
 // time.
-func (b *specBase) snapshot(id string) client.NewContainerOpts {
+func (b *specBase) snapshot(snapshotter, id string) client.NewContainerOpts {
 	return func(ctx context.Context, c *client.Client, container *containers.Container) error {
-		_, err := c.SnapshotService(defaults.DefaultSnapshotter).Prepare(ctx, id, b.parent, snapshots.WithLabels(map[string]string{
+		_, err := c.SnapshotService(snapshotter).Prepare(ctx, id, b.parent, snapshots.WithLabels(map[string]string{
 			labelManaged: "true", labelRoot: time.Now().UTC().Format(time.RFC3339),
 		}))
 		if err != nil {
 			return fmt.Errorf("preparing the file system: %w", err)
 		}
-		container.Snapshotter, container.SnapshotKey = defaults.DefaultSnapshotter, id
+		container.Snapshotter, container.SnapshotKey = snapshotter, id
 		return nil
 	}
 }
 
 // base returns what the specs of a revision have in common.
 func (r *Runtime) base(ctx context.Context, c *client.Client, rev *revisions.Revision) (*specBase, error) {
-	key := rev.Name + " " + rev.Hash
+	key := specKey(rev)
 	r.mu.Lock()
 	base := r.specs[key]
 	r.mu.Unlock()
@@ -238,6 +291,8 @@ func (r *Runtime) base(ctx context.Context, c *client.Client, rev *revisions.Rev
 	}
 	return base, nil
 }
+
+func specKey(rev *revisions.Revision) string { return rev.Name + " " + rev.Hash }
 
 func (r *Runtime) filesDir(id string) string { return filepath.Join(r.opts.StateDir, "files", id) }
 

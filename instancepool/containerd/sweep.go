@@ -4,16 +4,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/containerd/containerd/api/services/tasks/v1"
 	client "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/snapshots"
-	"github.com/containerd/containerd/v2/defaults"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
 	"go.uber.org/zap"
 
 	"github.com/fairway-run/fairway/instancepool"
@@ -70,6 +72,9 @@ func (r *Runtime) sweep(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	r.mu.Lock()
+	lost := maps.Clone(r.lost)
+	r.mu.Unlock()
 	rpc, cancel := r.within(ctx)
 	containers, err := c.Containers(rpc, managed)
 	cancel()
@@ -81,20 +86,35 @@ func (r *Runtime) sweep(ctx context.Context) error {
 		if r.busy(container.ID()) {
 			continue
 		}
-		h, err := r.load(ctx, container)
+		var h *handle
+		var err error
+		if _, ok := lost[container.ID()]; !ok {
+			h, err = r.load(ctx, container)
+		}
 		switch {
 		case err == nil && h != nil:
 			r.keep(h)
 		case err == nil:
-			left = errors.Join(left, r.remove(ctx, container, r.networkOf(ctx, container)))
+			left = errors.Join(left, r.remove(ctx, container, networkOf(ctx, container)))
 		case errors.Is(err, instancepool.ErrUnavailable):
 			return err
-		default:
+		default: // it may run: its network stays until more is known
+			r.network.adopt(networkOf(ctx, container))
 			left = errors.Join(left, err)
 		}
 	}
+	for id := range lost { // its container may be gone already
+		if !r.busy(id) {
+			left = errors.Join(left, removeCgroup(cgroupPath(r.opts.Namespace, id)))
+		}
+	}
 	left = errors.Join(left, r.sweepSnapshots(ctx, c), r.sweepFiles(), r.network.sweep(ctx))
-	if left != nil && ctx.Err() == nil {
+	switch {
+	case left == nil:
+		r.mu.Lock()
+		maps.DeleteFunc(r.lost, func(id string, _ *handle) bool { _, ok := lost[id]; return ok })
+		r.mu.Unlock()
+	case ctx.Err() == nil:
 		r.log.Warn("removing what was left behind", zap.Error(left))
 		r.leftovers()
 	}
@@ -126,6 +146,9 @@ func (r *Runtime) load(ctx context.Context, container client.Container) (*handle
 	ctx, cancel := r.within(ctx)
 	defer cancel()
 	info, err := container.Info(ctx)
+	if errdefs.IsNotFound(err) {
+		return nil, nil // it was removed after it had been listed
+	}
 	if err != nil {
 		return nil, fmt.Errorf("reading container %s: %w", container.ID(), explain(ctx, err))
 	}
@@ -150,7 +173,7 @@ func (r *Runtime) load(ctx context.Context, container client.Container) (*handle
 	}
 	h := &handle{
 		r: r, id: container.ID(), rev: rev, log: info.Labels[labelLog], container: container, task: task,
-		started: info.CreatedAt, exited: make(chan struct{}),
+		started: info.CreatedAt, exited: make(chan struct{}), stopping: make(chan struct{}, 1),
 		net: attachment{ID: info.Labels[labelNetwork], Address: info.Labels[labelAddress]},
 	}
 	if err := h.watch(); err != nil {
@@ -160,14 +183,13 @@ func (r *Runtime) load(ctx context.Context, container client.Container) (*handle
 	return h, nil
 }
 
-func (r *Runtime) networkOf(ctx context.Context, container client.Container) string {
-	ctx, cancel := r.within(ctx)
-	defer cancel()
-	labels, err := container.Labels(ctx)
+// networkOf returns the network of a container that has been listed.
+func networkOf(ctx context.Context, container client.Container) string {
+	info, err := container.Info(ctx, client.WithoutRefreshedMetadata)
 	if err != nil {
 		return "" // the sweep of the networks finds it
 	}
-	return labels[labelNetwork]
+	return info.Labels[labelNetwork]
 }
 
 // remove removes a container with all that belongs to it.
@@ -175,12 +197,11 @@ func (r *Runtime) remove(ctx context.Context, container client.Container, networ
 	id := container.ID()
 	rpc, cancel := r.within(ctx)
 	defer cancel()
-	task, err := container.Task(rpc, nil)
-	if err == nil {
-		_, err = task.Delete(rpc, client.WithProcessKill)
-	}
-	if err := ignoreMissing(err); err != nil {
+	if err := r.removeTask(rpc, container); err != nil {
 		return fmt.Errorf("deleting task %s: %w", id, err)
+	}
+	if err := removeCgroup(cgroupPath(r.opts.Namespace, id)); err != nil {
+		return err
 	}
 	if err := ignoreMissing(container.Delete(rpc, client.WithSnapshotCleanup)); err != nil {
 		return fmt.Errorf("deleting container %s: %w", id, err)
@@ -193,8 +214,30 @@ func (r *Runtime) remove(ctx context.Context, container client.Container, networ
 	return removeFiles(r.filesDir(id))
 }
 
+// removeTask ends the process of a container and its shim.
+func (r *Runtime) removeTask(ctx context.Context, container client.Container) error {
+	task, err := container.Task(ctx, nil)
+	if err == nil {
+		_, err = task.Delete(ctx, client.WithProcessKill)
+		return ignoreMissing(err)
+	}
+	if !errdefs.IsNotFound(err) {
+		return err
+	}
+	// A shim may be there whose process was never made: containerd ended in the
+	// middle. It shows no task, but is deleted like one.
+	r.mu.Lock()
+	c := r.client
+	r.mu.Unlock()
+	if c == nil {
+		return errors.New("the runtime is closed")
+	}
+	_, err = c.TaskService().Delete(ctx, &tasks.DeleteTaskRequest{ContainerID: container.ID()})
+	return ignoreMissing(errgrpc.ToNative(err))
+}
+
 func (r *Runtime) removeSnapshot(ctx context.Context, c *client.Client, id string) error {
-	return ignoreMissing(c.SnapshotService(defaults.DefaultSnapshotter).Remove(ctx, id))
+	return ignoreMissing(c.SnapshotService(r.opts.Snapshotter).Remove(ctx, id))
 }
 
 // sweepSnapshots removes snapshots that were made for a container that then was
@@ -203,7 +246,7 @@ func (r *Runtime) sweepSnapshots(ctx context.Context, c *client.Client) error {
 	rpc, cancel := r.within(ctx)
 	defer cancel()
 	var names []string
-	err := c.SnapshotService(defaults.DefaultSnapshotter).Walk(rpc, func(_ context.Context, info snapshots.Info) error {
+	err := c.SnapshotService(r.opts.Snapshotter).Walk(rpc, func(_ context.Context, info snapshots.Info) error {
 		names = append(names, info.Name)
 		return nil
 	}, managed)

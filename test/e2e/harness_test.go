@@ -115,12 +115,6 @@ func runtimeOption(name, value string) option {
 	return func(h *host) { h.runtime[name] = value }
 }
 
-// globalOption adds a line to the Caddyfile's global block.
-func globalOption(line string) option { return func(h *host) { h.global = append(h.global, line) } }
-
-// environment adds NAME=value to Caddy's environment.
-func environment(pair string) option { return func(h *host) { h.env = append(h.env, pair) } }
-
 // host is a machine to run Fairway on: at most one Caddy process at a time, on
 // a containerd.
 type host struct {
@@ -135,8 +129,6 @@ type host struct {
 	site      string // host and port of the site
 	admin     string // host and port of the admin endpoint
 	runtime   map[string]string
-	global    []string
-	env       []string
 	exit      string
 	client    *http.Client
 	foreign   []string // containers that the test itself made
@@ -290,9 +282,6 @@ func (h *host) caddyfile(site string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "{\n\tadmin %s\n\tauto_https off\n\tpersist_config off\n\tstorage file_system %s\n", h.admin, filepath.Join(h.dir, "storage"))
 	b.WriteString("\tlog {\n\t\toutput stderr\n\t\tformat json\n\t\tlevel INFO\n\t}\n")
-	for _, line := range h.global {
-		fmt.Fprintf(&b, "\t%s\n", line)
-	}
 	b.WriteString("\tfairway {\n\t\truntime containerd {\n")
 	for name, value := range h.runtime {
 		fmt.Fprintf(&b, "\t\t\t%s %s\n", name, value)
@@ -351,7 +340,6 @@ func (h *host) command(verb, caddyfile string) *exec.Cmd {
 	h.check(os.WriteFile(file, []byte(caddyfile), 0o600))
 	cmd := exec.Command(caddyBinary(h.t), verb, "--config", file, "--adapter", "caddyfile")
 	cmd.Env = append(os.Environ(), "HOME="+h.dir, "XDG_DATA_HOME="+h.dir, "XDG_CONFIG_HOME="+h.dir)
-	cmd.Env = append(cmd.Env, h.env...)
 	return cmd
 }
 

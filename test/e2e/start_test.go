@@ -71,10 +71,14 @@ func TestStartFails(t *testing.T) {
 		causes  []string // all in the error
 	}{
 		"exits": {options: []string{"env FAIL_START exit:7"}, causes: []string{"exited with code 7", "probe: exiting, as FAIL_START says"}},
-		"silent": {options: []string{"env FAIL_START nolisten", "startup_probe tcp {\n\t\tperiod 1s\n\t\tfailure_threshold 2\n\t}"},
-			causes: []string{"startup probe (tcp port 8080) failed for 2s", "probe: not listening, as FAIL_START says"}},
-		"sick": {options: []string{"env FAIL_START probe503:60000", "startup_probe http /healthz {\n\t\tperiod 2s\n\t}"},
-			causes: []string{"startup probe (http port 8080 /healthz) failed for 2s", "503"}},
+		"silent": {
+			options: []string{"env FAIL_START nolisten", "startup_probe tcp {\n\t\tperiod 1s\n\t\tfailure_threshold 2\n\t}"},
+			causes:  []string{"startup probe (tcp port 8080) failed for 2s", "probe: not listening, as FAIL_START says"},
+		},
+		"sick": {
+			options: []string{"env FAIL_START probe503:60000", "startup_probe http /healthz {\n\t\tperiod 2s\n\t}"},
+			causes:  []string{"startup probe (http port 8080 /healthz) failed for 2s", "503"},
+		},
 		"noimage":   {options: []string{"image localhost/fairway/none:1"}, causes: []string{"localhost/fairway/none:1"}},
 		"nocommand": {options: []string{"command /none --at all"}, causes: []string{"/none", "no such file"}},
 	}

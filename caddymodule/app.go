@@ -58,6 +58,9 @@ type App struct {
 type Runtime interface {
 	// Key identifies the engine: two configs with the same key share it.
 	Key() string
+	// Settings says how the engine is set up, beyond what names it. It cannot
+	// change while the engine is in use.
+	Settings() string
 	// Open returns the engine. It does not talk to it yet.
 	Open(log *zap.Logger) (instancepool.Runtime, error)
 }
@@ -104,7 +107,10 @@ func (a *App) Provision(ctx caddy.Context) error {
 	}
 	a.key = rt.Key()
 	a.engine, err = loadEngine(a.key, rt)
-	return err
+	if err != nil {
+		return fmt.Errorf("setting up the runtime: %w", err)
+	}
+	return nil
 }
 
 // subscribe asks Caddy to be told when the config has started and when it stops.

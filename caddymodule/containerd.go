@@ -83,6 +83,12 @@ func (c *Containerd) Key() string {
 	return fmt.Sprintf("containerd %s %s", o.Address, o.Namespace)
 }
 
+// Settings implements Runtime.
+func (c *Containerd) Settings() string {
+	o := c.options(zap.NewNop()).WithDefaults()
+	return fmt.Sprintf("network %s, subnet %s, state_dir %s, log_dir %s", o.Network, o.Subnet, o.StateDir, o.LogDir)
+}
+
 // Open implements Runtime.
 func (c *Containerd) Open(log *zap.Logger) (instancepool.Runtime, error) {
 	return containerd.New(c.options(log))

@@ -2,6 +2,8 @@ package caddymodule
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -31,16 +33,17 @@ var closing sync.WaitGroup
 
 // engine is what runs, whatever config is loaded.
 type engine struct {
-	scaler *scaler.Scaler
-	log    *zap.Logger
-	target atomic.Pointer[zap.Logger] // of the config that was started last
-	keep   atomic.Bool
-	used   atomic.Bool
+	settings string
+	scaler   *scaler.Scaler
+	log      *zap.Logger
+	target   atomic.Pointer[zap.Logger] // of the config that was started last
+	keep     atomic.Bool
+	used     atomic.Bool
 }
 
 func loadEngine(key string, rt Runtime) (*engine, error) {
-	e, _, err := engines.LoadOrNew(key, func() (caddy.Destructor, error) {
-		e := new(engine)
+	v, _, err := engines.LoadOrNew(key, func() (caddy.Destructor, error) {
+		e := &engine{settings: rt.Settings()}
 		e.keep.Store(true)
 		e.target.Store(caddy.Log().Named("fairway"))
 		e.log = zap.New(currentCore{target: &e.target})
@@ -54,7 +57,13 @@ func loadEngine(key string, rt Runtime) (*engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	return e.(*engine), nil
+	e := v.(*engine)
+	if want := rt.Settings(); e.settings != want {
+		_, err := engines.Delete(key)
+		return nil, errors.Join(fmt.Errorf(
+			"its settings cannot change while Caddy runs: they are %s, not %s: restart Caddy to change them", e.settings, want), err)
+	}
+	return e, nil
 }
 
 // use notes the settings of the config that is started.

@@ -25,6 +25,7 @@ func init() { caddy.RegisterModule(new(fakeModule)) }
 // fakeModule is a runtime whose instances are HTTP servers of this process.
 type fakeModule struct {
 	Name string `json:"name,omitempty"`
+	Mood string `json:"mood,omitempty"` // a setting
 }
 
 func (*fakeModule) CaddyModule() caddy.ModuleInfo {
@@ -41,7 +42,8 @@ func (m *fakeModule) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	return nil
 }
 
-func (m *fakeModule) Key() string { return "fake " + m.Name }
+func (m *fakeModule) Key() string      { return "fake " + m.Name }
+func (m *fakeModule) Settings() string { return "mood " + m.Mood }
 
 func (m *fakeModule) Open(*zap.Logger) (instancepool.Runtime, error) {
 	rt, ok := fakes.Load(m.Name)

@@ -416,6 +416,15 @@ func TestReload(t *testing.T) {
 			t.Errorf("%d instances were started", n)
 		}
 	})
+	t.Run("settings of the engine cannot change", func(t *testing.T) {
+		other := strings.Replace(string(h.config(fmt.Sprintf(site, 1))), `"engine": "fake"`, `"engine": "fake", "mood": "bad"`, 1)
+		for range 3 {
+			wantError(t, caddy.Load([]byte(other), true), "its settings cannot change while Caddy runs: they are mood , not mood bad")
+		}
+		if _, body, _ := h.get("/"); body != first {
+			t.Errorf("answered by %q, before by %q", body, first)
+		}
+	})
 	t.Run("validating changes nothing", func(t *testing.T) {
 		var cfg caddy.Config
 		if err := json.Unmarshal(h.config(fmt.Sprintf(site, 8)), &cfg); err != nil {

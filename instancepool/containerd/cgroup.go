@@ -40,7 +40,7 @@ func killCgroup(dir string) error {
 	if err != nil {
 		return err
 	}
-	for _, text := range strings.Fields(string(pids)) {
+	for text := range strings.FieldsSeq(string(pids)) {
 		pid, err := strconv.Atoi(text)
 		if err != nil || pid <= 0 {
 			continue

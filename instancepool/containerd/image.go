@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"time"
 
 	client "github.com/containerd/containerd/v2/client"
@@ -139,7 +140,15 @@ func (r *Runtime) pull(ctx context.Context, c *client.Client, ref string, progre
 	case ctx.Err() != nil, errdefs.IsUnavailable(err):
 		return nil, fmt.Errorf("pulling %s: %w", ref, explain(ctx, err))
 	}
-	return nil, fmt.Errorf("%w: pulling %s: %w", instancepool.ErrImage, ref, err)
+	return nil, unusable("pulling", ref, err)
+}
+
+// unusable explains why an image cannot be used.
+func unusable(doing, ref string, err error) error {
+	if errdefs.IsNotFound(err) && strings.Contains(err.Error(), "no match for platform") {
+		return fmt.Errorf("%w: %s has no variant for %s: %w", instancepool.ErrImage, ref, platforms.DefaultString(), err)
+	}
+	return fmt.Errorf("%w: %s %s: %w", instancepool.ErrImage, doing, ref, err)
 }
 
 // lease keeps containerd's garbage collector from what is fetched until release
@@ -223,11 +232,7 @@ func (r *Runtime) unpack(ctx context.Context, c *client.Client, img client.Image
 	case ctx.Err() != nil, errdefs.IsUnavailable(err):
 		return fmt.Errorf("unpacking image %s: %w", img.Name(), explain(ctx, err))
 	}
-	if errdefs.IsNotFound(err) {
-		return fmt.Errorf("%w: %s has no variant for %s, or a part of it is missing: %w",
-			instancepool.ErrImage, img.Name(), platforms.DefaultString(), err)
-	}
-	return fmt.Errorf("%w: unpacking %s: %w", instancepool.ErrImage, img.Name(), err)
+	return unusable("unpacking", img.Name(), err)
 }
 
 // Import reads an OCI or Docker archive and returns the names of its images.

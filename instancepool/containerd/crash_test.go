@@ -171,28 +171,27 @@ type victimOrders struct {
 	Round    int
 }
 
-// TestVictim is that process: it starts and stops instances until it is killed.
-func TestVictim(t *testing.T) {
-	text, ok := os.LookupEnv(victimEnv)
-	if !ok {
-		t.Skip("is a part of TestProcessKilled")
-	}
+// victim is that process: it starts and stops instances until it is killed.
+func victim(text string) error {
 	var orders victimOrders
-	err := json.Unmarshal([]byte(text), &orders)
-	var r *Runtime
-	if err == nil {
-		r, err = New(orders.Options)
+	if err := json.Unmarshal([]byte(text), &orders); err != nil {
+		return err
 	}
-	for n := 0; err == nil; n++ {
-		var h instancepool.Handle
-		h, err = r.Start(context.Background(), instancepool.StartSpec{
+	r, err := New(orders.Options)
+	if err != nil {
+		return err
+	}
+	for n := 0; ; n++ {
+		h, err := r.Start(context.Background(), instancepool.StartSpec{
 			ID: fmt.Sprintf("hello-00001-v%dn%d", orders.Round, n), Revision: orders.Revision,
 		})
 		if err == nil && n%2 == 1 {
 			err = h.Stop(context.Background(), 0)
 		}
+		if err != nil {
+			return err
+		}
 	}
-	t.Fatal(err)
 }
 
 // TestProcessKilled kills a process between any two steps of its starts and
@@ -209,7 +208,7 @@ func TestProcessKilled(t *testing.T) {
 	for round := range loops(6, 200) {
 		orders, err := json.Marshal(victimOrders{opts, rev, round})
 		f.check(err)
-		cmd := exec.Command(self, "-test.run=^TestVictim$")
+		cmd := exec.Command(self)
 		cmd.Env = append(os.Environ(), victimEnv+"="+string(orders))
 		var output strings.Builder
 		cmd.Stdout, cmd.Stderr = &output, &output

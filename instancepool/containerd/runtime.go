@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
@@ -14,7 +12,6 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"go.uber.org/zap"
-	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 
@@ -51,7 +48,7 @@ type Runtime struct {
 
 	mu       sync.Mutex // guards all below
 	client   *client.Client
-	lock     *os.File
+	locks    locks
 	handles  map[string]*handle   // by ID: what runs, until nothing is left of it
 	starting map[string]bool      // IDs that Start is at work on
 	lost     map[string]*handle   // by ID: what could not be ended or removed and goes, even if it runs; nil if never started
@@ -78,8 +75,8 @@ func New(opts Options) (*Runtime, error) {
 	return r, nil
 }
 
-// connect returns the client, and at the first call takes hold of the state
-// directory and starts what runs in the background.
+// connect returns the client, and at the first call takes hold of the namespace
+// and the state directory and starts what runs in the background.
 func (r *Runtime) connect() (*client.Client, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -89,12 +86,12 @@ func (r *Runtime) connect() (*client.Client, error) {
 	if r.ctx.Err() != nil {
 		return nil, errClosed
 	}
-	for _, dir := range []string{r.opts.StateDir, r.opts.LogDir} {
+	for _, dir := range []string{r.opts.StateDir, r.opts.LogDir, lockDir} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return nil, fmt.Errorf("making a directory: %w", err)
 		}
 	}
-	lock, err := takeLock(filepath.Join(r.opts.StateDir, "lock"))
+	taken, err := takeLocks(r.opts)
 	if err != nil {
 		return nil, fmt.Errorf("taking hold of namespace %s: %w", r.opts.Namespace, err)
 	}
@@ -103,46 +100,20 @@ func (r *Runtime) connect() (*client.Client, error) {
 		MinConnectTimeout: connectTimeout,
 	})}))
 	if err != nil {
-		_ = lock.Close()
+		_ = taken.release()
 		return nil, fmt.Errorf("connecting to containerd at %s: %w", r.opts.Address, err)
 	}
-	r.client, r.lock = c, lock
+	r.client, r.locks = c, taken
 	r.wg.Go(r.sweepLoop)
 	r.wg.Go(r.rotateLoop)
 	r.wg.Go(func() { r.network.fill(r.ctx, r.log) })
 	return c, nil
 }
 
-// takeLock makes sure that one process at a time manages a state directory: two
-// would take each other's instances for leftovers.
-func takeLock(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		defer f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			pid, _ := os.ReadFile(path)
-			return nil, fmt.Errorf("another Fairway process (pid %s) manages it", strings.TrimSpace(string(pid)))
-		}
-		return nil, fmt.Errorf("locking %s: %w", path, err)
-	}
-	if err := f.Truncate(0); err != nil {
-		_ = f.Close()
-		return nil, err
-	}
-	if _, err := f.WriteAt(fmt.Appendf(nil, "%d\n", os.Getpid()), 0); err != nil {
-		_ = f.Close()
-		return nil, err
-	}
-	return f, nil
-}
-
 // Close implements instancepool.Runtime. Instances go on running.
 func (r *Runtime) Close() error {
 	r.mu.Lock()
-	c, lock := r.client, r.lock
+	c, taken := r.client, r.locks
 	handles := make([]*handle, 0, len(r.handles))
 	for _, h := range r.handles {
 		handles = append(handles, h)
@@ -153,7 +124,7 @@ func (r *Runtime) Close() error {
 		}
 	}
 	r.cancel()
-	r.client, r.lock = nil, nil
+	r.client, r.locks = nil, nil
 	r.mu.Unlock()
 	r.wg.Wait()
 	for _, h := range handles {
@@ -161,7 +132,7 @@ func (r *Runtime) Close() error {
 	}
 	var err error
 	if c != nil {
-		err = errors.Join(r.network.close(), c.Close(), lock.Close())
+		err = errors.Join(r.network.close(), c.Close(), taken.release())
 	}
 	return err
 }

@@ -31,7 +31,13 @@ import (
 	"github.com/fairway-run/fairway/test/images"
 )
 
-func TestMain(m *testing.M) { os.Exit(containerdtest.Main(m)) }
+func TestMain(m *testing.M) {
+	if orders, ok := os.LookupEnv(victimEnv); ok {
+		fmt.Println(victim(orders)) // it is killed; that it ends is an error
+		os.Exit(1)
+	}
+	os.Exit(containerdtest.Main(m))
+}
 
 const probeImage = "localhost/fairway/probe:1"
 
@@ -302,6 +308,14 @@ func TestAdopt(t *testing.T) {
 	if _, err := second.List(t.Context()); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("another Fairway process (pid %d)", os.Getpid())) {
 		t.Errorf("two runtimes at once: %v", err)
 	}
+	elsewhere := e.opts
+	elsewhere.StateDir = filepath.Join(t.TempDir(), "state")
+	third, err := New(elsewhere)
+	e.check(err)
+	if _, err := third.List(t.Context()); err == nil || !strings.Contains(err.Error(), "another Fairway process") {
+		t.Errorf("two runtimes on one namespace, with a state directory each: %v", err)
+	}
+	e.check(third.Close())
 	e.check(first.Close())
 	process, err := os.FindProcess(dead.PID())
 	e.check(err)

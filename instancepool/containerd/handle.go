@@ -192,12 +192,16 @@ func (h *handle) oomKilled() bool {
 
 // Stop implements instancepool.Handle.
 func (h *handle) Stop(ctx context.Context, grace time.Duration) error {
-	select {
+	select { // even without time it is noted as lost, unless another call is at it
 	case h.stopping <- struct{}{}:
-		defer func() { <-h.stopping }()
-	case <-ctx.Done():
-		return fmt.Errorf("stopping %s: %w", h.id, context.Cause(ctx))
+	default:
+		select {
+		case h.stopping <- struct{}{}:
+		case <-ctx.Done():
+			return fmt.Errorf("stopping %s: %w", h.id, context.Cause(ctx))
+		}
 	}
+	defer func() { <-h.stopping }()
 	if h.gone {
 		return nil
 	}

@@ -851,10 +851,15 @@ func (h *host) leftovers() []string {
 
 func (h *host) tasks(ctx context.Context) ([]string, error) {
 	dirs, err := filepath.Glob(filepath.Join(h.daemon.Dir(), "state", "io.containerd.runtime.v2.task", h.namespace, "*"))
-	for i := range dirs {
-		dirs[i] = filepath.Base(dirs[i])
+	var tasks []string
+	for _, dir := range dirs {
+		// containerd hides a directory before it removes it, and forgets it when it
+		// is killed in between.
+		if name := filepath.Base(dir); !strings.HasPrefix(name, ".") {
+			tasks = append(tasks, name)
+		}
 	}
-	return dirs, err
+	return tasks, err
 }
 
 // snapshots are those that are not layers of images.

@@ -240,10 +240,11 @@ func TestStartAlone(t *testing.T) {
 		t.Errorf("this took %s, longer than the slow start: nothing was tested", since)
 	}
 	slices.Sort(took)
-	if p99 := took[len(took)*99/100]; p99 > 200*time.Millisecond {
+	// Whoever waits for the slow start waits for most of its time.
+	if p99 := took[len(took)*99/100]; p99 > time.Duration(hold)*time.Millisecond/5 {
 		t.Errorf("p99 meanwhile: %s", p99)
 	}
-	eventually(t, "the slow service's requests are answered", func() bool {
+	within(t, time.Duration(hold)*time.Millisecond+2*patience, "the slow service's requests are answered", func() bool {
 		s := h.serviceNamed("slow")
 		return s.Queue == 0 && s.InFlight == 0
 	})

@@ -32,10 +32,16 @@ const (
 	MaxQueueDepth = 1_000_000
 	// DefaultStartupTimeout is how long an instance may take to listen (Cloud Run: 4 minutes).
 	DefaultStartupTimeout = 4 * time.Minute
+	// DefaultProgressDeadline bounds what a new revision may take to become ready,
+	// the pull of its image included (Knative: progress-deadline).
+	DefaultProgressDeadline = 10 * time.Minute
 	// DefaultCPU and DefaultMemory limit one instance (Cloud Run: CPU and memory limits).
 	DefaultCPU    = "1"
 	DefaultMemory = "512Mi"
 )
+
+// AffinityAnnotation is Cloud Run's, on a revision template: "true" or "false".
+const AffinityAnnotation = "run.googleapis.com/sessionAffinity"
 
 // Annotations of Fairway's own, on a revision template.
 const (
@@ -60,7 +66,12 @@ var knativeConfig = sync.OnceValue(func() *config.Config {
 	if err != nil {
 		panic("revisions: constant Knative defaults: " + err.Error())
 	}
-	features, err := config.NewFeaturesConfigFromMap(nil)
+	// Beside what Knative has by default: volumes of the kind emptyDir, and several
+	// containers. What instances cannot have stays off, and is refused.
+	features, err := config.NewFeaturesConfigFromMap(map[string]string{
+		config.FeaturePodSpecSecurityContext:       "enabled",
+		config.FeatureContainerSpecAddCapabilities: "enabled", // of those that instances have
+	})
 	if err != nil {
 		panic("revisions: constant Knative features: " + err.Error())
 	}

@@ -7,13 +7,20 @@ package revisions
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
+	"github.com/distribution/reference"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/uuid"
+	"knative.dev/pkg/apis"
+	"knative.dev/pkg/kmeta"
 	"knative.dev/serving/pkg/apis/autoscaling"
 	"knative.dev/serving/pkg/apis/serving"
 	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
@@ -53,10 +60,67 @@ type Revision struct {
 	QueueDepth int
 	// Startup says when a started instance may get requests.
 	Startup Probe
-	// InitialScale is set when the first revision of a service proves itself at once.
+	// InitialScale is how many instances prove a new revision; -1 when nothing is
+	// said of it.
 	InitialScale int
+	// Affinity sends a client's requests to the instance that it had before, if
+	// that can take them (Cloud Run: session affinity).
+	Affinity bool
+	// ProgressDeadline bounds what it may take to become ready.
+	ProgressDeadline time.Duration
 
+	uid    types.UID
 	digest atomic.Pointer[string]
+	meta   atomic.Pointer[revisionMeta]
+}
+
+// revisionMeta is what changes of a revision: how it does. It is replaced as a
+// whole.
+type revisionMeta struct {
+	version uint64
+	status  servingv1.RevisionStatus
+	// labels and annotations are those that were changed after it was made; nil
+	// means the template's.
+	labels, annotations map[string]string
+	// routed is when requests began, or ceased, to get to it.
+	routed time.Time
+}
+
+// Readiness says whether a revision is known to work.
+type Readiness int
+
+const (
+	// ReadinessUnknown means that it has still to prove itself.
+	ReadinessUnknown Readiness = iota
+	// ReadinessTrue means that an instance of it has been ready.
+	ReadinessTrue
+	// ReadinessFalse means that it could not start.
+	ReadinessFalse
+)
+
+// ReadyCondition is Knative's condition "Ready" of the revision.
+func (r *Revision) ReadyCondition() *apis.Condition {
+	return r.meta.Load().status.GetCondition(servingv1.RevisionConditionReady)
+}
+
+// Readiness is ReadyCondition in one word.
+func (r *Revision) Readiness() Readiness {
+	c := r.ReadyCondition()
+	switch {
+	case c.IsTrue():
+		return ReadinessTrue
+	case c.IsFalse():
+		return ReadinessFalse
+	}
+	return ReadinessUnknown
+}
+
+// with returns the revision's present meta, changed.
+func (m *revisionMeta) with(change func(*revisionMeta)) *revisionMeta {
+	c := *m
+	m.status.DeepCopyInto(&c.status)
+	change(&c)
+	return &c
 }
 
 // Port is a container's port and protocol.
@@ -88,37 +152,71 @@ func (r *Revision) Pin(digest string) {
 	r.digest.CompareAndSwap(nil, &digest)
 }
 
+// pinned is the image by its digest: "ghcr.io/acme/hello@sha256:…".
+func (r *Revision) pinned(digest string) string {
+	name := r.Image
+	if named, err := reference.ParseNormalizedNamed(r.Image); err == nil {
+		name = reference.FamiliarName(named)
+	}
+	return name + "@" + digest
+}
+
 // Env is the environment of every container of the revision that the platform
 // sets, without PORT. Source: Cloud Run: container contract.
 func (r *Revision) Env() []string {
 	return []string{"K_SERVICE=" + r.Service, "K_REVISION=" + r.Name, "K_CONFIGURATION=" + r.Service}
 }
 
-// Object is the revision as Knative's own type, for APIs and for the record an
-// instance carries so that a later process can adopt it.
+// Object is the revision as Knative's own type, for APIs.
 func (r *Revision) Object() *servingv1.Revision {
+	obj := r.made()
+	m := r.meta.Load()
+	if m.labels != nil {
+		obj.Labels = withDefaultLabels(m.labels, r.systemLabels())
+	}
+	if m.annotations != nil {
+		obj.Annotations = maps.Clone(m.annotations)
+	}
+	if m.version > 0 {
+		obj.ResourceVersion = formatVersion(m.version)
+	}
+	return obj
+}
+
+// systemLabels are those that say whose revision it is.
+func (r *Revision) systemLabels() map[string]string {
+	return map[string]string{
+		serving.ServiceLabelKey:                 r.Service,
+		serving.ConfigurationLabelKey:           r.Service,
+		serving.ConfigurationGenerationLabelKey: strconv.FormatInt(r.Generation, 10),
+	}
+}
+
+// made is the revision as it was made, with its status: its labels and
+// annotations are the template's, which are part of its identity.
+func (r *Revision) made() *servingv1.Revision {
 	obj := &servingv1.Revision{
 		TypeMeta:   metav1.TypeMeta{APIVersion: servingv1.SchemeGroupVersion.String(), Kind: "Revision"},
 		ObjectMeta: *r.Template.ObjectMeta.DeepCopy(),
 		Spec:       *r.Template.Spec.DeepCopy(),
 	}
-	obj.Name = r.Name
+	m := r.meta.Load()
+	obj.Name, obj.UID = r.Name, r.uid
 	obj.Generation = 1
 	obj.CreationTimestamp = metav1.NewTime(r.Created)
-	obj.Labels = withDefaultLabels(obj.Labels, map[string]string{
-		serving.ServiceLabelKey:                 r.Service,
-		serving.ConfigurationLabelKey:           r.Service,
-		serving.ConfigurationGenerationLabelKey: strconv.FormatInt(r.Generation, 10),
-	})
+	m.status.DeepCopyInto(&obj.Status)
+	obj.Status.ObservedGeneration = 1
+	obj.Labels = withDefaultLabels(obj.Labels, r.systemLabels())
 	if d := r.Digest(); d != "" {
-		obj.Status.ContainerStatuses = []servingv1.ContainerStatus{{Name: r.Container().Name, ImageDigest: d}}
+		obj.Status.ContainerStatuses = []servingv1.ContainerStatus{{Name: r.Container().Name, ImageDigest: r.pinned(d)}}
 	}
 	return obj
 }
 
-// MarshalJSON writes the revision as a Knative Revision.
+// MarshalJSON writes the revision as a Knative Revision, for the record that an
+// instance carries so that a later process can adopt it.
 func (r *Revision) MarshalJSON() ([]byte, error) {
-	b, err := json.Marshal(r.Object())
+	b, err := json.Marshal(r.made())
 	if err != nil {
 		return nil, fmt.Errorf("encoding revision %s: %w", r.Name, err)
 	}
@@ -131,6 +229,11 @@ func (r *Revision) UnmarshalJSON(b []byte) error {
 	if err := json.Unmarshal(b, &obj); err != nil {
 		return fmt.Errorf("decoding revision: %w", err)
 	}
+	return r.from(&obj)
+}
+
+// from makes r what made has returned.
+func (r *Revision) from(obj *servingv1.Revision) error {
 	service := obj.Labels[serving.ServiceLabelKey]
 	generation, err := strconv.ParseInt(obj.Labels[serving.ConfigurationGenerationLabelKey], 10, 64)
 	if err != nil || generation < 1 || service == "" || obj.Name == "" {
@@ -139,65 +242,96 @@ func (r *Revision) UnmarshalJSON(b []byte) error {
 	}
 	template := servingv1.RevisionTemplateSpec{Spec: obj.Spec}
 	template.Annotations, template.Labels = obj.Annotations, obj.Labels
-	read, err := newRevision(service, generation, template)
-	if err != nil {
+	r.Name, r.Service, r.Generation = obj.Name, service, generation
+	r.Created, r.uid = obj.CreationTimestamp.Time, obj.UID
+	if err := r.read(template); err != nil {
 		return fmt.Errorf("decoding revision %s: %w", obj.Name, err)
 	}
-	r.Name, r.Service, r.Generation, r.Template, r.Hash = obj.Name, service, generation, read.Template, read.Hash
-	r.Created = obj.CreationTimestamp.Time
-	r.Image, r.Port, r.Concurrency, r.Timeout = read.Image, read.Port, read.Concurrency, read.Timeout
-	r.MinInstances, r.MaxInstances, r.IdleTimeout = read.MinInstances, read.MaxInstances, read.IdleTimeout
-	r.QueueDepth, r.Startup, r.InitialScale = read.QueueDepth, read.Startup, read.InitialScale
+	r.meta.Store(&revisionMeta{status: obj.Status})
 	for _, s := range obj.Status.ContainerStatuses {
 		if s.ImageDigest != "" && s.Name == r.Container().Name {
-			r.Pin(s.ImageDigest)
+			_, digest, _ := strings.Cut(s.ImageDigest, "@")
+			r.Pin(digest)
 		}
 	}
 	return nil
 }
 
+// deploying notes that nothing is known of the revision yet.
+func (r *Revision) deploying() {
+	r.meta.Store(r.meta.Load().with(func(m *revisionMeta) {
+		m.status.MarkResourcesAvailableUnknown(servingv1.ReasonDeploying, "")
+		m.status.MarkContainerHealthyUnknown(servingv1.ReasonResolvingDigests, "")
+	}))
+}
+
 // newRevision reads a defaulted and validated template.
 func newRevision(service string, generation int64, template servingv1.RevisionTemplateSpec) (*Revision, error) {
-	template.ObjectMeta = templateMeta(template.ObjectMeta)
+	name := template.Name
+	if name == "" {
+		name = kmeta.ChildName(service, fmt.Sprintf("-%05d", generation))
+	}
 	r := &Revision{
-		Name:       fmt.Sprintf("%s-%05d", service, generation),
+		Name:       name,
 		Service:    service,
 		Generation: generation,
-		Template:   template,
-		Hash:       templateHash(&template),
 		Created:    time.Now().Truncate(time.Second),
+		uid:        uuid.NewUUID(),
 	}
+	m := new(revisionMeta)
+	m.status.InitializeConditions()
+	r.meta.Store(m)
+	if err := r.read(template); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// read fills in all that a defaulted and validated template says.
+func (r *Revision) read(template servingv1.RevisionTemplateSpec) error {
+	template.ObjectMeta = templateMeta(template.ObjectMeta)
+	r.Template = template
+	r.Hash = templateHash(&template)
 	c := ingressContainer(&template.Spec)
 	if c == nil {
-		return nil, fmt.Errorf("service %s: the template has no container", service)
+		return fmt.Errorf("service %s: the template has no container", r.Service)
 	}
 	r.Image = c.Image
 	r.Port = Port{Number: DefaultPort}
 	if len(c.Ports) > 0 {
-		r.Port = Port{Number: int(c.Ports[0].ContainerPort), H2C: c.Ports[0].Name == "h2c"}
+		r.Port.H2C = c.Ports[0].Name == "h2c"
+		if n := int(c.Ports[0].ContainerPort); n != 0 {
+			r.Port.Number = n
+		}
 	}
 	r.Concurrency = int(deref(template.Spec.ContainerConcurrency, DefaultConcurrency))
 	if r.Concurrency < 1 || r.Concurrency > MaxConcurrency {
-		return nil, fmt.Errorf("containerConcurrency %d is not a number from 1 to %d", r.Concurrency, MaxConcurrency)
+		return fmt.Errorf("containerConcurrency %d is not a number from 1 to %d", r.Concurrency, MaxConcurrency)
 	}
 	r.Timeout = time.Duration(deref(template.Spec.TimeoutSeconds, int64(DefaultTimeout/time.Second))) * time.Second
 	var err error
 	a := annotations(template.Annotations)
 	if r.MinInstances, err = a.integer(0, math.MaxInt32, 0, autoscaling.MinScaleAnnotation...); err != nil {
-		return nil, err
+		return err
 	}
 	if r.MaxInstances, err = a.integer(0, math.MaxInt32, DefaultMaxInstances, autoscaling.MaxScaleAnnotation...); err != nil {
-		return nil, err
+		return err
 	}
-	if r.InitialScale, err = a.integer(0, math.MaxInt32, 0, autoscaling.InitialScaleAnnotation...); err != nil {
-		return nil, err
+	if r.InitialScale, err = a.integer(0, math.MaxInt32, -1, autoscaling.InitialScaleAnnotation...); err != nil {
+		return err
+	}
+	if r.ProgressDeadline, err = a.duration(DefaultProgressDeadline, serving.ProgressDeadlineAnnotation...); err != nil {
+		return err
 	}
 	if r.QueueDepth, err = a.integer(1, MaxQueueDepth, DefaultQueueDepth, QueueDepthAnnotation); err != nil {
-		return nil, err
+		return err
 	}
 	if r.IdleTimeout, err = a.duration(DefaultIdleTimeout, IdleTimeoutAnnotation); err != nil {
-		return nil, err
+		return err
+	}
+	if r.Affinity, err = a.boolean(AffinityAnnotation); err != nil {
+		return err
 	}
 	r.Startup = startupProbe(c, r.Port)
-	return r, nil
+	return nil
 }

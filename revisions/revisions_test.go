@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"k8s.io/apimachinery/pkg/api/equality"
 	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
 	"sigs.k8s.io/yaml"
 )
@@ -25,8 +26,8 @@ func parse(t testing.TB, text string) *servingv1.Service {
 	return svc
 }
 
-// prepare reads a service that must be valid.
-func prepare(t testing.TB, text string) *servingv1.Service {
+// prepared reads a service that must be valid.
+func prepared(t testing.TB, text string) *servingv1.Service {
 	t.Helper()
 	svc, err := Prepare(parse(t, text))
 	if err != nil {
@@ -44,7 +45,7 @@ func hello(container, annotations string) string {
 // revise returns the first revision of a service.
 func revise(t testing.TB, text string) *Revision {
 	t.Helper()
-	rev, created, err := NewRegistry().Apply(prepare(t, text))
+	rev, created, err := NewRegistry(Options{}).Apply(prepared(t, text), OwnerConfig)
 	if err != nil || !created {
 		t.Fatalf("Apply: created %t, %v", created, err)
 	}
@@ -89,7 +90,7 @@ func TestDefaults(t *testing.T) {
 	want := &Revision{
 		Name: "hello-00001", Service: "hello", Generation: 1, Image: "app", Port: Port{Number: 8080},
 		Concurrency: 80, Timeout: 5 * time.Minute, MaxInstances: 100, IdleTimeout: 15 * time.Minute, QueueDepth: 10_000,
-		Startup: Probe{Kind: ProbeTCP, Port: 8080, Attempt: time.Second, Total: 4 * time.Minute},
+		Startup: Probe{Kind: ProbeTCP, Port: 8080, Attempt: time.Second, Total: 4 * time.Minute}, InitialScale: -1, ProgressDeadline: 10 * time.Minute,
 	}
 	if diff := cmp.Diff(want, rev, fields, cmpopts.IgnoreFields(Revision{}, "Template", "Hash", "Created")); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -109,7 +110,7 @@ var fields = cmp.Options{cmpopts.IgnoreUnexported(Revision{}), cmpopts.EquateEmp
 func TestEverythingSaid(t *testing.T) {
 	rev := revise(t, full)
 	want := &Revision{
-		Name: "hello-00001", Service: "hello", Generation: 1, Image: "ghcr.io/acme/hello:1.4", Port: Port{Number: 9000, H2C: true},
+		Name: "hello-green", Service: "hello", Generation: 1, ProgressDeadline: 10 * time.Minute, Image: "ghcr.io/acme/hello:1.4", Port: Port{Number: 9000, H2C: true},
 		Concurrency: 8, Timeout: 20 * time.Second, MinInstances: 2, MaxInstances: 9, InitialScale: 3, IdleTimeout: 90 * time.Second, QueueDepth: 77,
 		Startup: Probe{
 			Kind: ProbeHTTP, Port: 9001, Path: "/up", Header: http.Header{"X-Probe": {"yes"}},
@@ -215,11 +216,11 @@ func TestStartupProbe(t *testing.T) {
 }
 
 func TestApply(t *testing.T) {
-	g := NewRegistry()
+	g := NewRegistry(Options{})
 	var names []string
 	apply := func(text string) (*Revision, bool) {
 		t.Helper()
-		rev, created, err := g.Apply(prepare(t, text))
+		rev, created, err := g.Apply(prepared(t, text), OwnerConfig)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -243,18 +244,27 @@ func TestApply(t *testing.T) {
 	if want := []string{"hello-00001", "hello-00002", "hello-00003", "hello-00004"}; !slices.Equal(names, want) {
 		t.Errorf("made %q, want %q", names, want)
 	}
-	svc, revs := g.Service("hello")
+	svc, revs := known(g, "hello")
 	if svc == nil || len(revs) != 4 || revs[0] != first {
 		t.Errorf("Service() = %v, %d revisions", svc, len(revs))
 	}
-	if svc, revs := g.Service("other"); svc != nil || revs != nil {
+	if svc, revs := known(g, "other"); svc != nil || revs != nil {
 		t.Errorf("an unknown service is %v, %v", svc, revs)
 	}
 }
 
+// known returns the service as it was applied, and its revisions.
+func known(g *Registry, name string) (*servingv1.Service, []*Revision) {
+	st := g.State(name)
+	if st == nil {
+		return nil, nil
+	}
+	return st.Service, st.Revisions
+}
+
 func apply(t *testing.T, g *Registry, image string) *Revision {
 	t.Helper()
-	rev, _, err := g.Apply(prepare(t, hello("{image: '"+image+"'}", "{}")))
+	rev, _, err := g.Apply(prepared(t, hello("{image: '"+image+"'}", "{}")), OwnerConfig)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -262,14 +272,14 @@ func apply(t *testing.T, g *Registry, image string) *Revision {
 }
 
 func TestRestore(t *testing.T) {
-	g := NewRegistry()
-	old := prepare(t, hello("{image: 'app:1'}", "{}"))
+	g := NewRegistry(Options{})
+	old := prepared(t, hello("{image: 'app:1'}", "{}"))
 	rev := apply(t, g, "app:1")
 	apply(t, g, "app:2")
 	if !g.Restore(old, rev) {
 		t.Fatal("not restored")
 	}
-	if svc, revs := g.Service("hello"); svc != old || len(revs) != 1 {
+	if svc, revs := known(g, "hello"); !equality.Semantic.DeepEqual(svc.Spec, old.Spec) || len(revs) != 1 {
 		t.Errorf("Service() = %v, %d revisions", svc, len(revs))
 	}
 	if got := apply(t, g, "app:1"); got != rev {
@@ -286,20 +296,20 @@ func TestRestore(t *testing.T) {
 }
 
 func TestAdopt(t *testing.T) {
-	earlier := NewRegistry()
+	earlier := NewRegistry(Options{})
 	earlier.Reserve("hello", 6)
 	seven, eight := apply(t, earlier, "app:7"), apply(t, earlier, "app:8")
 
-	g := NewRegistry()
+	g := NewRegistry(Options{})
 	g.Adopt(eight)
 	g.Adopt(seven)
 	if again := g.Adopt(&Revision{Service: "hello", Name: seven.Name, Generation: 7}); again != seven {
 		t.Error("one revision exists twice")
 	}
-	if svc, revs := g.Service("hello"); svc != nil || !slices.Equal(revs, []*Revision{seven, eight}) {
+	if svc, revs := known(g, "hello"); svc != nil || !slices.Equal(revs, []*Revision{seven, eight}) {
 		t.Errorf("Service() = %v, %v", svc, revs)
 	}
-	if rev, created, err := g.Apply(prepare(t, hello("{image: 'app:8'}", "{}"))); rev != eight || created || err != nil {
+	if rev, created, err := g.Apply(prepared(t, hello("{image: 'app:8'}", "{}")), OwnerConfig); rev != eight || created || err != nil {
 		t.Errorf("the adopted revision is not the latest: %s, %t, %v", rev.Name, created, err)
 	}
 	if rev := apply(t, g, "app:9"); rev.Name != "hello-00009" {
@@ -308,12 +318,12 @@ func TestAdopt(t *testing.T) {
 }
 
 func TestForgottenGenerationsAreNotUsedAgain(t *testing.T) {
-	g := NewRegistry()
+	g := NewRegistry(Options{})
 	apply(t, g, "app:1")
 	apply(t, g, "app:2")
 	g.Forget("hello")
 	g.Forget("unheard-of")
-	if svc, revs := g.Service("hello"); svc != nil || len(revs) > 0 {
+	if svc, revs := known(g, "hello"); svc != nil || len(revs) > 0 {
 		t.Errorf("Service() = %v, %v", svc, revs)
 	}
 	if rev := apply(t, g, "app:2"); rev.Name != "hello-00003" {
@@ -322,7 +332,7 @@ func TestForgottenGenerationsAreNotUsedAgain(t *testing.T) {
 }
 
 func TestReserve(t *testing.T) {
-	g := NewRegistry()
+	g := NewRegistry(Options{})
 	g.Reserve("hello", 4)
 	g.Reserve("hello", 2)
 	if rev := apply(t, g, "app:1"); rev.Name != "hello-00005" {
@@ -331,12 +341,17 @@ func TestReserve(t *testing.T) {
 }
 
 func TestDrop(t *testing.T) {
-	g := NewRegistry()
+	g := NewRegistry(Options{})
 	one, two := apply(t, g, "app:1"), apply(t, g, "app:2")
+	g.Drop(one) // requests get to it
+	if _, revs := known(g, "hello"); len(revs) != 2 {
+		t.Errorf("revisions: %v", revs)
+	}
+	g.MarkReady(two)
 	g.Drop(one)
 	g.Drop(two) // is the latest
 	g.Drop(revise(t, full))
-	if _, revs := g.Service("hello"); !slices.Equal(revs, []*Revision{two}) {
+	if _, revs := known(g, "hello"); !slices.Equal(revs, []*Revision{two}) {
 		t.Errorf("revisions: %v", revs)
 	}
 }
@@ -372,9 +387,9 @@ func TestJSON(t *testing.T) {
 			if read.Digest() != digest {
 				t.Errorf("digest %q was read as %q", digest, read.Digest())
 			}
-			g := NewRegistry()
+			g := NewRegistry(Options{})
 			g.Adopt(read)
-			if got, created, err := g.Apply(prepare(t, text)); created || got != read || err != nil {
+			if got, created, err := g.Apply(prepared(t, text), OwnerConfig); created || got != read || err != nil {
 				t.Errorf("after a restart the same template makes %s (%v)", got.Name, err)
 			}
 		}
@@ -385,7 +400,7 @@ func TestJSONIsAKnativeRevision(t *testing.T) {
 	rev := revise(t, full)
 	rev.Pin("sha256:0123")
 	obj := rev.Object()
-	if obj.Kind != "Revision" || obj.APIVersion != "serving.knative.dev/v1" || obj.Name != "hello-00001" {
+	if obj.Kind != "Revision" || obj.APIVersion != "serving.knative.dev/v1" || obj.Name != "hello-green" {
 		t.Errorf("%s %s %s", obj.APIVersion, obj.Kind, obj.Name)
 	}
 	want := map[string]string{
@@ -395,7 +410,7 @@ func TestJSONIsAKnativeRevision(t *testing.T) {
 	if diff := cmp.Diff(want, obj.Labels); diff != "" {
 		t.Errorf("labels (-want +got):\n%s", diff)
 	}
-	if s := obj.Status.ContainerStatuses; len(s) != 1 || s[0].ImageDigest != "sha256:0123" {
+	if s := obj.Status.ContainerStatuses; len(s) != 1 || s[0].ImageDigest != "ghcr.io/acme/hello@sha256:0123" {
 		t.Errorf("container statuses: %+v", s)
 	}
 	obj.Spec.Containers[0].Image, obj.Annotations["x"] = "changed", "y"

@@ -116,3 +116,15 @@ func (a annotations) duration(otherwise time.Duration, keys ...string) (time.Dur
 	}
 	return d, nil
 }
+
+func (a annotations) boolean(key string) (bool, error) {
+	v, ok := a[key]
+	if !ok {
+		return false, nil
+	}
+	b, err := strconv.ParseBool(v)
+	if err != nil {
+		return false, fmt.Errorf("annotation %s: %q is not true or false", key, v)
+	}
+	return b, nil
+}

@@ -126,6 +126,10 @@ var errExited = errors.New("it has exited")
 
 // instanceID makes a name for a new instance of a revision.
 func instanceID(revision string) string {
+	// containerd takes no two dashes in a row, which a name may have.
+	for strings.Contains(revision, "--") {
+		revision = strings.ReplaceAll(revision, "--", "-")
+	}
 	return revision + "-" + strings.ToLower(rand.Text()[:5])
 }
 

@@ -150,7 +150,11 @@ func (p *Pool) Revision() *revisions.Revision { return p.rev }
 // Acquire returns a lease on a slot of an instance: at once while one is free,
 // else when the request's turn has come. Errors: ErrQueueFull, ErrTimeout,
 // ErrDraining, *StartError, or the cause of ctx's end.
-func (p *Pool) Acquire(ctx context.Context) (*Lease, error) {
+func (p *Pool) Acquire(ctx context.Context) (*Lease, error) { return p.AcquireOn(ctx, "") }
+
+// AcquireOn is Acquire for a request that would rather go to the instance of
+// that ID, if it is there and has a free slot.
+func (p *Pool) AcquireOn(ctx context.Context, instance string) (*Lease, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
@@ -159,7 +163,11 @@ func (p *Pool) Acquire(ctx context.Context) (*Lease, error) {
 		p.mu.Unlock()
 		return nil, ErrDraining
 	}
-	if i := p.take(); i != nil {
+	i := p.preferred(instance)
+	if i == nil {
+		i = p.take()
+	}
+	if i != nil {
 		p.mu.Unlock()
 		return &Lease{instance: i}, nil
 	}
@@ -240,6 +248,22 @@ func (p *Pool) take() *Instance {
 	p.free--
 	p.admit(i)
 	return i
+}
+
+// preferred gives a free slot of one instance to a request, or returns nil. The
+// caller holds mu.
+func (p *Pool) preferred(id string) *Instance {
+	if id == "" {
+		return nil
+	}
+	for _, i := range p.instances {
+		if i.id == id && i.list != nil { // it is ready, and not full
+			p.free--
+			p.admit(i)
+			return i
+		}
+	}
+	return nil
 }
 
 // admit counts one more request in i. The caller holds mu and has accounted for

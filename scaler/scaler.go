@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"runtime"
 	"slices"
 	"sync"
@@ -20,9 +21,8 @@ import (
 )
 
 const (
-	// progressDeadline bounds what a new revision may take to become ready,
-	// the pull of its image included (Knative: progress-deadline, 600 s).
-	progressDeadline = 10 * time.Minute
+	// pullTimeout bounds the pull of an image, whoever waits for it.
+	pullTimeout = 10 * time.Minute
 	// loadPatience is how long services wait for the first look at what runs
 	// already; an engine that does not answer must not hold up Caddy for longer.
 	loadPatience = 5 * time.Second
@@ -35,8 +35,29 @@ const (
 	startTurn = time.Second
 )
 
-// ErrUnknownService means that nobody wants a service of that name (any more).
-var ErrUnknownService = errors.New("no such service")
+var (
+	// ErrUnknownService means that nobody wants a service of that name (any more).
+	ErrUnknownService = errors.New("no such service")
+	// ErrUnknownTag means that no traffic target of the service has that tag.
+	ErrUnknownTag = errors.New("no such tag")
+	// ErrRemoved means that the service was removed while the request waited.
+	ErrRemoved = errors.New("the service was removed")
+	// ErrNotReady means that no revision of the service has been ready yet.
+	ErrNotReady = errors.New("no revision of the service is ready yet")
+)
+
+// Request says what a request is for.
+type Request struct {
+	// Service is its name.
+	Service string
+	// Tag is that of a traffic target; empty: whichever its percent chooses.
+	Tag string
+	// AnyTag is set when a tag that is not known does not count.
+	AnyTag bool
+	// Revision and Instance are those that the client had before: they win over
+	// the split (Cloud Run: session affinity).
+	Revision, Instance string
+}
 
 // Observer is told what happens. Its methods may be called from any goroutine,
 // must return soon and must not call the scaler.
@@ -61,6 +82,8 @@ type RevisionEvent struct {
 type Options struct {
 	Runtime  instancepool.Runtime
 	Observer Observer
+	// Registry are the options of the registry; Changed is set by New.
+	Registry revisions.Options
 	// StartLimit is how many instances start at the same time: more only makes
 	// all of them later. Default: 2 per CPU.
 	StartLimit int
@@ -91,14 +114,19 @@ type Scaler struct {
 	pulling  sync.Map // revision's name → instancepool.Progress: while its image is fetched
 	retiring sync.Map // *service → true: unwanted, but not yet without instances
 
-	mu     sync.Mutex // guards all below; taken before a service's own lock
-	owners []*declaration
-	found  map[string][]instancepool.Handle // by service: runs, but is in no pool yet
+	declaring sync.Mutex // guards owners; taken before mu, and held while the registry changes
+	owners    []*declaration
+
+	mu    sync.Mutex                       // guards all below; taken before a service's own lock
+	found map[string][]instancepool.Handle // by service: runs, but is in no pool yet
 	// own has the names of what this process started, until the engine has told
 	// what runs: that comes from an earlier process only if it is not in own.
 	own    map[string]bool
 	ready  bool // loaded is closed
 	closed bool
+	// declared is set at the first declaration: before that, what Caddy's config
+	// wants may only just be on its way.
+	declared bool
 }
 
 // declaration is what one owner wants.
@@ -109,7 +137,8 @@ type declaration struct {
 
 type wanted struct {
 	service  *servingv1.Service
-	revision *revisions.Revision // set once applied
+	applied  bool
+	revision *revisions.Revision // set once applied, unless its name is taken
 }
 
 // New returns a scaler that does nothing before Start.
@@ -121,16 +150,23 @@ func New(opts Options) *Scaler {
 		opts.StopGrace = instancepool.DefaultStopGrace
 	}
 	s := &Scaler{
-		opts:     opts,
-		registry: revisions.NewRegistry(),
-		starts:   semaphore.NewWeighted(int64(opts.StartLimit)),
-		loaded:   make(chan struct{}),
-		found:    make(map[string][]instancepool.Handle),
-		own:      make(map[string]bool),
+		opts:   opts,
+		starts: semaphore.NewWeighted(int64(opts.StartLimit)),
+		loaded: make(chan struct{}),
+		found:  make(map[string][]instancepool.Handle),
+		own:    make(map[string]bool),
 	}
+	opts.Registry.Changed = s.follow
+	opts.Registry.Created = func(rev *revisions.Revision) {
+		s.opts.Observer.Revision(RevisionEvent{Kind: "created", Service: rev.Service, Revision: rev.Name})
+	}
+	s.registry = revisions.NewRegistry(opts.Registry)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s
 }
+
+// Registry is what the scaler follows: whoever changes it changes what runs.
+func (s *Scaler) Registry() *revisions.Registry { return s.registry }
 
 // Start looks, once, for the instances that an earlier process left, in the
 // background.
@@ -167,56 +203,129 @@ func (s *Scaler) load() {
 // find notes what runs and was not started by this process.
 func (s *Scaler) find(handles []instancepool.Handle) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	ready, own := s.ready, s.own
+	s.mu.Unlock()
+	byService := make(map[string][]instancepool.Handle)
 	for _, h := range handles {
-		if s.own[h.ID()] {
-			continue
-		}
 		rev := h.Revision()
-		if s.ready { // too late to decide what the service is, but its names are taken
+		switch {
+		case own[h.ID()]:
+			continue
+		case ready: // too late to decide what the service is, but its names are taken
 			s.registry.Reserve(rev.Service, rev.Generation)
-		} else {
+		default:
 			s.registry.Adopt(rev)
 		}
-		s.found[rev.Service] = append(s.found[rev.Service], h)
+		byService[rev.Service] = append(byService[rev.Service], h)
+	}
+	if !ready {
+		for name := range byService {
+			s.believe(name)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for name, all := range byService {
+		s.found[name] = append(s.found[name], all...)
 	}
 	s.own = nil
 }
 
-// open lets declared services go to work, with what was found running.
-func (s *Scaler) open() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
+// believe takes revisions for ready that ran without a record of theirs. Of
+// several the newest has to prove itself again, as it may have been on trial
+// when its process ended.
+func (s *Scaler) believe(name string) {
+	st := s.registry.State(name)
+	if st == nil || st.Service != nil {
 		return
 	}
-	if !s.ready {
-		s.ready = true
+	revs := st.Revisions
+	if len(revs) > 1 {
+		revs = revs[:len(revs)-1]
+	}
+	for _, rev := range revs {
+		if rev.Readiness() == revisions.ReadinessUnknown {
+			s.registry.MarkReady(rev)
+		}
+	}
+}
+
+// open lets services go to work, with what was found running.
+func (s *Scaler) open() {
+	s.declaring.Lock()
+	defer s.declaring.Unlock()
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return
+	}
+	first := !s.ready
+	s.ready = true
+	s.mu.Unlock()
+	if first {
 		for _, d := range s.owners {
 			s.apply(d)
 		}
+	}
+	s.followAll()
+	if first {
 		close(s.loaded)
 	}
-	s.placeFound()
 }
 
-// placeFound gives each instance that was found to its service, and stops those
-// whose service nobody wants. Nothing is decided before the first declaration:
-// it may only just be on its way. The caller holds mu.
-func (s *Scaler) placeFound() {
-	if !s.ready || len(s.owners) == 0 {
+// followAll follows every service, and forgets those of Caddy's config that it
+// does not declare any more. The caller holds declaring.
+func (s *Scaler) followAll() {
+	s.mu.Lock()
+	ready, declared := s.ready, s.declared
+	names := slices.Collect(maps.Keys(s.found))
+	s.mu.Unlock()
+	if !ready {
 		return
 	}
-	for name, handles := range s.found {
+	for _, name := range append(names, s.registry.Names()...) {
+		if st := s.registry.State(name); st != nil && (st.Owner == revisions.OwnerConfig || st.Service == nil) && s.latestOwner(name) < 0 {
+			if !declared {
+				continue
+			}
+			s.registry.Forget(name)
+		}
+		s.follow(name)
+	}
+}
+
+// follow does what the registry says of a service.
+func (s *Scaler) follow(name string) {
+	s.mu.Lock()
+	if !s.ready || s.closed {
+		s.mu.Unlock()
+		return
+	}
+	st, svc := s.registry.State(name), s.lookup(name)
+	found := s.found[name]
+	wanted := st != nil && st.Service != nil
+	if !wanted && !s.declared {
+		found = nil // it may be wanted yet
+	} else {
 		delete(s.found, name)
-		if svc := s.lookup(name); svc != nil {
-			svc.adopt(handles)
-			continue
-		}
-		s.registry.Forget(name)
-		for _, h := range handles {
-			s.discard(h, "its service is not configured any more")
-		}
+	}
+	switch {
+	case !wanted && svc != nil:
+		s.services.Delete(name)
+	case wanted && svc == nil:
+		svc = newService(s, name)
+		s.services.Store(name, svc)
+	}
+	s.mu.Unlock()
+	switch {
+	case wanted:
+		svc.sync(found)
+		return
+	case svc != nil:
+		svc.retire()
+	}
+	for _, h := range found {
+		s.discard(h, "its service is not configured any more")
 	}
 }
 
@@ -240,8 +349,8 @@ func (s *Scaler) discard(h instancepool.Handle, reason string) {
 	})
 }
 
-// Declare makes services wanted by owner, in addition to what other owners
-// want. Of several owners that want the same service the latest one decides
+// Declare makes services wanted by owner, a config, in addition to what other
+// configs want. Of several that want the same service the latest one decides
 // what it is, which is how a new config takes over from the old one. services
 // are what revisions.Prepare returned.
 func (s *Scaler) Declare(owner any, services []*servingv1.Service) error {
@@ -252,40 +361,36 @@ func (s *Scaler) Declare(owner any, services []*servingv1.Service) error {
 		}
 		d.services[svc.Name] = &wanted{service: svc}
 	}
+	s.declaring.Lock()
+	defer s.declaring.Unlock()
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	if s.closed {
+		s.mu.Unlock()
 		return errors.New("declaring services: the engine is closed")
 	}
+	first, ready := !s.declared, s.ready
+	s.declared = true
+	s.mu.Unlock()
 	s.owners = append(s.owners, d)
-	if s.ready {
+	if ready {
 		s.apply(d)
-		s.placeFound()
+	}
+	if first {
+		s.followAll()
 	}
 	return nil
 }
 
-// apply brings about what d wants. The caller holds mu.
+// apply brings about what d wants. The caller holds declaring.
 func (s *Scaler) apply(d *declaration) {
 	for name, w := range d.services {
-		rev, created, err := s.registry.Apply(w.service)
-		if err != nil { // Prepare has made sure that it cannot be.
+		rev, _, err := s.registry.Apply(w.service, revisions.OwnerConfig)
+		if err != nil {
 			s.opts.Observer.Revision(RevisionEvent{Kind: "failed", Service: name, Err: err})
 			continue
 		}
-		w.revision = rev
-		if created {
-			s.opts.Observer.Revision(RevisionEvent{Kind: "created", Service: name, Revision: rev.Name})
-		}
-		if svc := s.lookup(name); svc != nil {
-			svc.want(rev)
-			continue
-		}
-		svc := newService(s, name)
-		svc.adopt(s.found[name])
-		delete(s.found, name)
-		svc.want(rev)
-		s.services.Store(name, svc)
+		w.applied, w.revision = true, rev
+		s.follow(name)
 	}
 }
 
@@ -293,47 +398,33 @@ func (s *Scaler) apply(d *declaration) {
 // wants becomes what the latest of those wants; one that nobody wants drains
 // and stops.
 func (s *Scaler) Withdraw(owner any) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.declaring.Lock()
+	defer s.declaring.Unlock()
 	i := slices.IndexFunc(s.owners, func(d *declaration) bool { return d.owner == owner })
 	if i < 0 {
 		return
 	}
 	d := s.owners[i]
 	s.owners = slices.Delete(s.owners, i, i+1)
-	if !s.ready {
-		return
-	}
-	for name := range d.services {
-		svc := s.lookup(name)
-		if svc == nil {
+	for name, w := range d.services {
+		if !w.applied { // it never got there
 			continue
 		}
 		at := s.latestOwner(name)
 		switch {
 		case at < 0:
-			s.services.Delete(name)
 			s.registry.Forget(name)
-			svc.retire()
 		case at < i: // the one that left had decided
-			w := s.owners[at].services[name]
-			if w.revision == nil || !s.registry.Restore(w.service, w.revision) {
-				rev, created, err := s.registry.Apply(w.service)
-				if err != nil {
-					continue
-				}
-				w.revision = rev
-				if created {
-					s.opts.Observer.Revision(RevisionEvent{Kind: "created", Service: name, Revision: rev.Name})
-				}
+			before := s.owners[at].services[name]
+			if before.revision == nil || !s.registry.Restore(before.service, before.revision) {
+				s.apply(&declaration{services: map[string]*wanted{name: before}})
 			}
-			svc.want(w.revision)
 		}
 	}
 }
 
 // latestOwner returns the index of the latest declaration of a service, or -1.
-// The caller holds mu.
+// The caller holds declaring.
 func (s *Scaler) latestOwner(name string) int {
 	for i, owner := range slices.Backward(s.owners) {
 		if owner.services[name] != nil {
@@ -350,33 +441,55 @@ func (s *Scaler) lookup(name string) *service {
 	return nil
 }
 
-// Acquire returns a lease on an instance of the revision that the service
-// routes to, waiting for it as long as ctx lets it. Errors: ErrUnknownService,
-// instancepool.ErrQueueFull, *instancepool.StartError, or the cause of ctx's end.
-func (s *Scaler) Acquire(ctx context.Context, name string) (*instancepool.Lease, error) {
-	for {
-		svc := s.lookup(name)
+// Acquire returns a lease on an instance of the revision that the request is
+// routed to, waiting for it as long as ctx lets it. Errors: ErrUnknownService,
+// ErrUnknownTag, ErrRemoved, ErrNotReady, instancepool.ErrQueueFull,
+// *instancepool.StartError, or the cause of ctx's end.
+func (s *Scaler) Acquire(ctx context.Context, r Request) (*instancepool.Lease, error) {
+	for tried := false; ; {
+		svc := s.lookup(r.Service)
+		if svc == nil && tried {
+			return nil, fmt.Errorf("%w: %s", ErrRemoved, r.Service)
+		}
 		if svc == nil {
-			if err := s.awaitLoaded(ctx, name); err != nil {
+			if err := s.awaitLoaded(ctx, r.Service); err != nil {
 				return nil, err
 			}
 			continue
 		}
-		pool := svc.route.Load()
-		if pool == nil {
+		routes := svc.route.Load()
+		if routes == nil {
+			if s.lookup(r.Service) == svc { // just made
+				runtime.Gosched()
+			}
 			continue // it was removed a moment ago; another of that name may be there
 		}
-		lease, err := pool.Acquire(ctx)
+		pool := routes.before(r)
+		if pool == nil {
+			pool = routes.pick(r.Tag)
+		}
+		if pool == nil && r.Tag != "" && r.AnyTag {
+			pool = routes.pick("")
+		}
+		switch {
+		case pool != nil:
+		case r.Tag != "" && !r.AnyTag:
+			return nil, fmt.Errorf("%w: %s of service %s", ErrUnknownTag, r.Tag, r.Service)
+		default:
+			return nil, fmt.Errorf("%w: %s", ErrNotReady, r.Service)
+		}
+		lease, err := pool.AcquireOn(ctx, r.Instance)
 		if err == nil {
 			return lease, nil
 		}
 		// What failed on a revision that has been replaced meanwhile is tried on
 		// the new one.
-		if ctx.Err() == nil && !errors.Is(err, instancepool.ErrTimeout) && (svc.route.Load() != pool || s.lookup(name) != svc) {
+		if ctx.Err() == nil && !errors.Is(err, instancepool.ErrTimeout) && (svc.route.Load() != routes || s.lookup(r.Service) != svc) {
+			tried = true
 			continue
 		}
 		if errors.Is(err, instancepool.ErrDraining) {
-			return nil, fmt.Errorf("%w: %s", ErrUnknownService, name)
+			return nil, fmt.Errorf("%w: %s", ErrRemoved, r.Service)
 		}
 		return nil, err
 	}
@@ -401,12 +514,12 @@ func (s *Scaler) awaitLoaded(ctx context.Context, name string) error {
 }
 
 // Pool settings common to all pools.
-func (s *Scaler) newPool(rev *revisions.Revision) *instancepool.Pool {
+func (s *Scaler) newPool(rev *revisions.Revision, observe func(instancepool.Event)) *instancepool.Pool {
 	return instancepool.New(rev, instancepool.Options{
 		Prepare:   func(ctx context.Context) error { return s.resolve(ctx, rev) },
 		Start:     s.startInstance,
 		Decide:    decide,
-		Observe:   s.opts.Observer.Instance,
+		Observe:   observe,
 		Probe:     s.opts.probe,
 		StopGrace: s.opts.StopGrace,
 	})
@@ -442,7 +555,7 @@ func (s *Scaler) resolve(ctx context.Context, rev *revisions.Revision) error {
 			return nil, nil
 		}
 		began := time.Now()
-		ctx, cancel := context.WithTimeout(s.ctx, progressDeadline)
+		ctx, cancel := context.WithTimeout(s.ctx, pullTimeout)
 		defer cancel()
 		defer s.pulling.Delete(rev.Name)
 		digest, err := s.opts.Runtime.Resolve(ctx, rev.Image, func(p instancepool.Progress) {
@@ -454,7 +567,7 @@ func (s *Scaler) resolve(ctx context.Context, rev *revisions.Revision) error {
 		if err != nil {
 			e.Kind, e.Err = "image_failed", fmt.Errorf("resolving image %s: %w", rev.Image, err)
 		} else {
-			rev.Pin(digest)
+			s.registry.Pin(rev, digest)
 		}
 		s.opts.Observer.Revision(e)
 		return nil, e.Err
@@ -472,12 +585,10 @@ func (s *Scaler) resolve(ctx context.Context, rev *revisions.Revision) error {
 	}
 }
 
-// Dismiss answers every waiting request with ErrUnknownService.
+// Dismiss answers every waiting request with ErrRemoved.
 func (s *Scaler) Dismiss() {
 	s.services.Range(func(_, v any) bool {
-		if pool := v.(*service).route.Load(); pool != nil {
-			pool.Dismiss()
-		}
+		v.(*service).dismiss()
 		return true
 	})
 }
@@ -503,7 +614,6 @@ func (s *Scaler) Close(ctx context.Context, ending Ending) error {
 		return nil
 	}
 	s.closed = true
-	s.owners = nil
 	s.mu.Unlock()
 	var all []*service
 	s.services.Range(func(name, v any) bool {
@@ -546,5 +656,5 @@ func (s *Scaler) Close(ctx context.Context, ending Ending) error {
 	}
 	s.cancel()
 	s.wg.Wait()
-	return errors.Join(err, s.opts.Runtime.Close())
+	return errors.Join(err, s.registry.Close(ctx), s.opts.Runtime.Close())
 }

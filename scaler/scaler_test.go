@@ -144,6 +144,11 @@ func (h *host) withdraw(owner any) {
 	synctest.Wait()
 }
 
+// Acquire is Scaler.Acquire for a request without a tag.
+func (h *host) Acquire(ctx context.Context, name string) (*instancepool.Lease, error) {
+	return h.Scaler.Acquire(ctx, Request{Service: name})
+}
+
 // need acquires a lease, which must succeed.
 func (h *host) need(name string) *instancepool.Lease {
 	h.t.Helper()
@@ -369,7 +374,7 @@ func TestACandidateThatTakesForeverFails(t *testing.T) {
 			return "", ctx.Err()
 		})
 		h.declare(2, svc(t, "hello", "app:2"))
-		time.Sleep(progressDeadline)
+		time.Sleep(revisions.DefaultProgressDeadline)
 		synctest.Wait()
 		if err := h.statusOf("hello").Failure; err == nil {
 			t.Fatal("it did not fail")
@@ -471,7 +476,7 @@ func TestARemovedServiceDrainsAndComesBackAsAnother(t *testing.T) {
 		}()
 		synctest.Wait()
 		h.Withdraw(1)
-		if err := <-waiter; !errors.Is(err, ErrUnknownService) {
+		if err := <-waiter; !errors.Is(err, ErrRemoved) {
 			t.Fatalf("a waiter got %v", err)
 		}
 		synctest.Wait()
@@ -503,9 +508,9 @@ func TestDeclareTwice(t *testing.T) {
 // and as a later one reads it from what an instance carries.
 func made(t *testing.T, n int, settings ...string) *revisions.Revision {
 	t.Helper()
-	g := revisions.NewRegistry()
+	g := revisions.NewRegistry(revisions.Options{})
 	g.Reserve("hello", int64(n-1))
-	rev, _, err := g.Apply(svc(t, "hello", settings...))
+	rev, _, err := g.Apply(svc(t, "hello", settings...), revisions.OwnerConfig)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -738,7 +743,7 @@ func TestDismiss(t *testing.T) {
 		}()
 		synctest.Wait()
 		h.Dismiss()
-		if err := <-failed; !errors.Is(err, ErrUnknownService) {
+		if err := <-failed; !errors.Is(err, ErrRemoved) {
 			t.Fatalf("got %v", err)
 		}
 	})

@@ -1,93 +1,210 @@
 package scaler
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
+
 	"github.com/fairway-run/fairway/instancepool"
 	"github.com/fairway-run/fairway/revisions"
 )
 
-// service routes the requests of one service to the pool of one of its
-// revisions, and brings up the revision that is to be next.
+const (
+	// warmTimeout bounds how long a move of traffic waits for the instances that
+	// its load needs on a revision that has been ready before.
+	warmTimeout = time.Minute
+	// warmRetry is the pause after none of them has become ready.
+	warmRetry = 10 * time.Second
+)
+
+// service follows what the registry says of one service: it routes its requests
+// to the pools of its revisions, and lets the revisions prove themselves that
+// are to be used next.
 type service struct {
 	s    *Scaler
 	name string
 	// route is where new requests go; nil when nobody wants the service. It is
 	// stored under mu and loaded by each request without it.
-	route atomic.Pointer[instancepool.Pool]
+	route atomic.Pointer[table]
 
-	mu      sync.Mutex  // guards all below; may be held when a pool's lock is taken
-	serving *deployment // the one in route
-	next    *deployment // on trial, or failed
-	leaving []*deployment
-	retired bool
+	mu       sync.Mutex // guards all below; may be held when a pool's lock is taken
+	deployed map[*revisions.Revision]*deployment
+	leaving  []*deployment
+	retired  bool
+	step     *time.Timer // to the next step of a gradual rollout
+	retry    *time.Timer // to the next attempt to bring a revision up
 }
 
 // deployment is a revision with its pool.
 type deployment struct {
 	rev  *revisions.Revision
 	pool *instancepool.Pool
-	// adopted is set when an earlier process routed to it.
-	adopted bool
-	// trial ends its bring-up; nil when there is none.
-	trial   context.CancelFunc
+	// routed is set once requests can get to it.
+	routed bool
+	// trial ends what it is brought up for; nil when there is nothing.
+	trial context.CancelFunc
+	// warmed is set from when it has been brought up for the load that it is to
+	// take until it takes it.
+	warmed  bool
 	failure error
+	noted   bool // the registry knows of the failure
 	since   time.Time
 }
 
 func newService(s *Scaler, name string) *service {
-	return &service{s: s, name: name}
+	return &service{s: s, name: name, deployed: make(map[*revisions.Revision]*deployment)}
 }
 
-func (v *service) deploy(rev *revisions.Revision) *deployment {
-	return &deployment{rev: rev, pool: v.s.newPool(rev), since: time.Now()}
+// of returns the deployment of rev, made if need be. The caller holds mu.
+func (v *service) of(rev *revisions.Revision) *deployment {
+	d := v.deployed[rev]
+	if d == nil {
+		d = &deployment{rev: rev, since: time.Now()}
+		d.pool = v.s.newPool(rev, func(e instancepool.Event) { v.observe(d, e) })
+		v.deployed[rev] = d
+	}
+	return d
 }
 
-// want makes rev the revision that the service should come to.
-func (v *service) want(rev *revisions.Revision) {
+// sync brings the service to what the registry says now. It is called after
+// each change, and does nothing where nothing is to be done. found are
+// instances of it that an earlier process left.
+func (v *service) sync(found []instancepool.Handle) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.retired {
-		return
-	}
-	if v.serving != nil && v.serving.rev == rev {
-		v.dropNext()
-		v.serving.pool.Wake() // for the minimum of one that was adopted
-		return
-	}
-	if v.next != nil && v.next.rev == rev {
-		if v.next.failure != nil { // asked for again: tried again
-			v.next = v.deploy(rev)
-			v.try(v.next)
+	st := v.s.registry.State(v.name)
+	if v.retired || st == nil || st.Service == nil {
+		for _, h := range found {
+			v.s.discard(h, "its service is not configured any more")
 		}
 		return
 	}
-	v.dropNext()
-	d := v.deploy(rev)
-	switch {
-	case v.serving == nil:
-		v.serve(d)
-		v.warm(d)
-	case !v.serving.adopted && !v.serving.pool.Proven() && v.serving.pool.Failure() != nil:
-		// What cannot serve protects nobody.
-		v.swap(d)
-		v.warm(d)
-	default:
-		v.next = d
-		v.try(d)
+	pending := st.Pending()
+	for _, rev := range pending {
+		if d := v.deployed[rev]; d != nil && d.noted { // asked for again: tried again
+			delete(v.deployed, rev)
+		}
+		v.of(rev)
+	}
+	for _, t := range st.Targets {
+		v.of(t.Revision)
+	}
+	v.adopt(found)
+	for _, rev := range pending {
+		if d := v.of(rev); d.trial == nil && d.failure == nil {
+			v.try(d, st)
+		}
+	}
+	v.reroute(st)
+	v.dropUnused(st, pending)
+	if v.step != nil {
+		v.step.Stop()
+	}
+	if wait, ok := st.Step(time.Now()); ok {
+		v.step = time.AfterFunc(wait, func() { v.s.registry.Advance(v.name) })
 	}
 }
 
-// warm prepares a revision that serves without having been on trial: its image
-// at once, and instances if it wants some without being asked.
-func (v *service) warm(d *deployment) {
+// adopt gives found instances to their revisions. The caller holds mu.
+func (v *service) adopt(found []instancepool.Handle) {
+	for _, h := range found {
+		rev := v.s.registry.Revision(h.Revision().Name)
+		d := v.deployed[rev]
+		// A revision of another template that happens to have the same name is
+		// another.
+		if d == nil || rev.Hash != h.Revision().Hash || d.failure != nil || !d.pool.Adopt(h) {
+			v.s.discard(h, "its revision is retired")
+		}
+	}
+}
+
+// reroute makes the registry's targets those of new requests, when the
+// revisions that are to take more of them are up to it. The caller holds mu.
+func (v *service) reroute(st *revisions.State) {
+	old := v.route.Load()
+	if old != nil && !v.warm(st, old) {
+		return
+	}
+	next := newTable(st.Targets, v.of)
+	v.route.Store(next)
+	for _, d := range next.pools {
+		d.warmed = false
+		if d.routed {
+			d.pool.Wake() // for a minimum that nothing has asked for yet
+			continue
+		}
+		d.routed = true
+		if d.trial != nil { // it need not prove itself to be used any more
+			d.trial()
+			d.trial = nil
+		}
+		if old != nil && len(old.pools) > 0 {
+			v.s.opts.Observer.Revision(RevisionEvent{Kind: "promoted", Service: v.name, Revision: d.rev.Name, Took: time.Since(d.since)})
+		}
+		if d.rev.Readiness() != revisions.ReadinessTrue {
+			v.prepare(d)
+			continue
+		}
+		d.pool.Wake()
+	}
+}
+
+// warm reports whether all that the new targets send more requests to can take
+// them. What has been ready before but has too few instances for the load is
+// brought up first; while that goes on nothing moves.
+func (v *service) warm(st *revisions.State, old *table) bool {
+	load := old.load()
+	if load == 0 {
+		return true
+	}
+	ready := true
+	for _, t := range st.Targets {
+		d, percent := v.of(t.Revision), percentOf(st, t.Revision)
+		if d.warmed || percent <= old.percent(d) || d.rev.Readiness() != revisions.ReadinessTrue {
+			continue
+		}
+		n := instancesFor(load*percent/100, d.rev)
+		if d.trial == nil && readyInstances(d) >= n {
+			continue
+		}
+		ready = false
+		if d.trial == nil {
+			v.bringUp(d, n, warmTimeout)
+		}
+	}
+	return ready
+}
+
+func readyInstances(d *deployment) int {
+	n := 0
+	for _, i := range d.pool.Status().Instances {
+		if i.State == instancepool.Ready {
+			n++
+		}
+	}
+	return n
+}
+
+// instancesFor is how many instances load requests at the same time need, as far
+// as there may be so many.
+func instancesFor(load int, rev *revisions.Revision) int {
+	n := max(1, rev.MinInstances, (load+rev.Concurrency-1)/rev.Concurrency)
+	if rev.MaxInstances > 0 {
+		n = min(n, rev.MaxInstances)
+	}
+	return n
+}
+
+// prepare gets a revision ready that serves without having been on trial: its
+// image at once, and instances if it wants some without being asked.
+func (v *service) prepare(d *deployment) {
 	if n := max(d.rev.MinInstances, d.rev.InitialScale); n > 0 {
 		v.s.wg.Go(func() { v.report(d, d.pool.Await(v.s.ctx, n)) })
 		return
@@ -106,57 +223,161 @@ func (v *service) report(d *deployment, err error) {
 	v.s.opts.Observer.Revision(e)
 }
 
-// try brings d up and lets it take over when it is ready. The caller holds mu.
-func (v *service) try(d *deployment) {
-	ctx, cancel := context.WithTimeoutCause(v.s.ctx, progressDeadline,
-		fmt.Errorf("revision %s was not ready within %s", d.rev.Name, progressDeadline))
-	d.trial = cancel
+// try lets d prove itself. The caller holds mu.
+func (v *service) try(d *deployment, st *revisions.State) {
 	n := max(1, d.rev.MinInstances, d.rev.InitialScale)
-	if v.serving != nil {
-		// As many as the present load needs, so that no queue builds up at the swap.
-		n = max(n, (v.serving.pool.Load()+d.rev.Concurrency-1)/d.rev.Concurrency)
+	if d.rev.InitialScale == 0 && d.rev.MinInstances == 0 {
+		n = 0 // it is to be believed: its image must be there, no more
 	}
+	if t := v.route.Load(); t != nil && n > 0 && st.Latest() == d.rev {
+		// As many as the present load needs, so that no queue builds up at the swap.
+		load := t.load()
+		for _, target := range st.Targets {
+			if target.Latest {
+				n = max(n, instancesFor(load*target.Percent/100, d.rev))
+			}
+		}
+	}
+	v.bringUp(d, n, d.rev.ProgressDeadline)
+}
+
+// bringUp starts n instances of d, and goes on with the service when they are
+// ready. The caller holds mu.
+func (v *service) bringUp(d *deployment, n int, timeout time.Duration) {
+	ctx, cancel := context.WithTimeoutCause(v.s.ctx, timeout, &deadlineError{revision: d.rev.Name, after: timeout})
+	d.trial = cancel
 	v.s.wg.Go(func() {
 		defer cancel()
+		if n == 0 {
+			v.tried(d, v.s.resolve(ctx, d.rev))
+			return
+		}
 		v.tried(d, d.pool.Await(ctx, n))
 	})
+}
+
+// deadlineError says that a revision took too long.
+type deadlineError struct {
+	revision string
+	after    time.Duration
+}
+
+func (e *deadlineError) Error() string {
+	return fmt.Sprintf("revision %s was not ready within %s", e.revision, e.after)
 }
 
 // tried notes how a trial ended.
 func (v *service) tried(d *deployment, err error) {
 	v.mu.Lock()
-	if v.next != d || v.retired || v.s.ctx.Err() != nil {
+	if v.deployed[d.rev] != d || d.trial == nil || v.retired || v.s.ctx.Err() != nil {
 		v.mu.Unlock()
 		return
 	}
 	d.trial = nil
-	if err != nil {
+	proven := d.rev.Readiness() == revisions.ReadinessTrue
+	switch {
+	case err == nil:
+		d.warmed = true
+	case !proven:
 		d.failure = err
 		v.end(d, 0, nil)
+		v.mu.Unlock()
+		reason, message := explain(d.rev, err)
+		v.s.registry.MarkFailed(d.rev, reason, message)
+		v.mu.Lock()
+		d.noted = true
+		v.mu.Unlock()
+		v.sync(nil)
+		v.report(d, err)
+		return
+	case readyInstances(d) > 0:
+		d.warmed = true // fewer have to do: whoever moves traffic may flee from worse
+	default:
+		if v.retry != nil {
+			v.retry.Stop()
+		}
+		v.retry = time.AfterFunc(warmRetry, func() { v.sync(nil) })
 		v.mu.Unlock()
 		v.report(d, err)
 		return
 	}
-	v.next = nil
-	v.swap(d)
 	v.mu.Unlock()
-	v.report(d, nil)
+	if proven {
+		v.sync(nil)
+	} else {
+		v.s.registry.MarkReady(d.rev) // which calls sync
+	}
+	v.report(d, err)
 }
 
-// serve makes d the one that new requests go to. The caller holds mu.
-func (v *service) serve(d *deployment) {
-	v.serving = d
-	v.route.Store(d.pool)
+// explain says in Knative's words why a revision cannot start.
+func explain(rev *revisions.Revision, err error) (reason, message string) {
+	var start *instancepool.StartError
+	var deadline *deadlineError
+	switch {
+	case errors.As(err, &start):
+	case errors.As(err, &deadline):
+		return servingv1.ReasonProgressDeadlineExceeded, err.Error()
+	case errors.Is(err, instancepool.ErrImage):
+		return servingv1.ReasonContainerMissing, servingv1.RevisionContainerMissingMessage(rev.Image, err.Error())
+	default:
+		return "ResourcesUnavailable", err.Error()
+	}
+	switch {
+	case start.Reason == servingv1.ReasonContainerMissing:
+		return start.Reason, servingv1.RevisionContainerMissingMessage(rev.Image, start.Err.Error())
+	case start.Log != "":
+		return start.Reason, servingv1.RevisionContainerExitingMessage(start.Log)
+	}
+	return start.Reason, start.Err.Error()
 }
 
-// swap lets d take over: new requests go to it from here on, and the one before
-// finishes what it has. The caller holds mu.
-func (v *service) swap(d *deployment) {
-	old := v.serving
-	v.serve(d)
-	v.s.opts.Observer.Revision(RevisionEvent{Kind: "promoted", Service: v.name, Revision: d.rev.Name, Took: time.Since(d.since)})
-	if old != nil {
-		v.leave(old)
+// observe follows the instances of a revision that serves without having been
+// on trial: how the first of them do tells whether it works.
+func (v *service) observe(d *deployment, e instancepool.Event) {
+	v.s.opts.Observer.Instance(e)
+	if d.rev.Readiness() == revisions.ReadinessTrue || (e.State != instancepool.Ready && e.State != instancepool.Failed) {
+		return
+	}
+	v.s.wg.Go(func() {
+		v.mu.Lock()
+		serves := d.routed && d.trial == nil && v.deployed[d.rev] == d && !v.retired
+		v.mu.Unlock()
+		switch failure := d.pool.Failure(); {
+		case !serves:
+		case e.State == instancepool.Ready:
+			v.s.registry.MarkReady(d.rev)
+		case failure != nil:
+			reason, message := explain(d.rev, failure)
+			v.s.registry.MarkFailed(d.rev, reason, message)
+		}
+	})
+}
+
+// dropUnused drains what no request can get to any more and what need not prove
+// itself any more. The caller holds mu.
+func (v *service) dropUnused(st *revisions.State, pending []*revisions.Revision) {
+	t := v.route.Load()
+	for rev, d := range v.deployed {
+		switch {
+		case slices.Contains(t.pools, d), slices.Contains(pending, rev), st.Routed(rev):
+			continue
+		case d.failure != nil && st.Latest() == rev: // to be seen
+			continue
+		}
+		delete(v.deployed, rev)
+		if d.trial != nil {
+			d.trial()
+			d.trial = nil
+			v.leave(d)
+			d.pool.Drain(0) // nobody uses it
+			continue
+		}
+		if d.failure != nil { // drained already
+			v.s.wg.Go(func() { v.s.registry.Drop(rev) })
+			continue
+		}
+		v.leave(d)
 	}
 }
 
@@ -171,7 +392,8 @@ func (v *service) leave(d *deployment) {
 }
 
 // end drains d and keeps it in sight until nothing of it is left; then, unless
-// ended is nil, its revision is dropped and ended called. The caller holds mu.
+// ended is nil, the registry may forget its revision, and ended is called. The
+// caller holds mu.
 func (v *service) end(d *deployment, timeout time.Duration, ended func()) {
 	v.leaving = append(v.leaving, d)
 	d.pool.Drain(timeout)
@@ -186,9 +408,7 @@ func (v *service) end(d *deployment, timeout time.Duration, ended func()) {
 		if v.retired && len(v.leaving) == 0 {
 			v.s.retiring.Delete(v)
 		}
-		wantedAgain := slices.ContainsFunc([]*deployment{v.serving, v.next}, func(o *deployment) bool {
-			return o != nil && o.rev == d.rev
-		})
+		wantedAgain := v.deployed[d.rev] != nil
 		v.mu.Unlock()
 		if ended == nil {
 			return
@@ -198,76 +418,6 @@ func (v *service) end(d *deployment, timeout time.Duration, ended func()) {
 		}
 		ended()
 	})
-}
-
-// dropNext gives up the revision on trial. The caller holds mu.
-func (v *service) dropNext() {
-	d := v.next
-	if d == nil {
-		return
-	}
-	v.next = nil
-	if d.trial != nil {
-		d.trial()
-	}
-	if d.failure == nil {
-		v.leave(d)
-		d.pool.Drain(0)
-		return
-	}
-	v.s.registry.Drop(d.rev)
-}
-
-// adopt gives found instances to their revisions. Before the first want the
-// newest of those revisions serves; with several, the newest has to prove
-// itself again, as it may have been on trial when its process ended.
-func (v *service) adopt(handles []instancepool.Handle) {
-	if len(handles) == 0 {
-		return
-	}
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if v.serving == nil && !v.retired {
-		v.serveFound(handles)
-	}
-	for _, h := range handles {
-		if d := v.deploymentOf(h.Revision()); d == nil || !d.pool.Adopt(h) {
-			v.s.discard(h, "its revision is retired")
-		}
-	}
-	if v.next != nil && v.next.trial == nil && v.next.failure == nil {
-		v.try(v.next)
-	}
-}
-
-// serveFound decides what serves when nothing does yet. The caller holds mu.
-func (v *service) serveFound(handles []instancepool.Handle) {
-	var revs []*revisions.Revision
-	for _, h := range handles {
-		rev := v.s.registry.Adopt(h.Revision())
-		if !slices.Contains(revs, rev) {
-			revs = append(revs, rev)
-		}
-	}
-	slices.SortFunc(revs, func(a, b *revisions.Revision) int { return cmp.Compare(b.Generation, a.Generation) })
-	if len(revs) > 1 {
-		v.next = v.deploy(revs[0])
-		revs = revs[1:]
-	}
-	d := v.deploy(revs[0])
-	d.adopted = true
-	v.serve(d)
-}
-
-// deploymentOf returns the deployment of what rev says, if there is one. A
-// revision of another template that happens to have the same name is another.
-func (v *service) deploymentOf(rev *revisions.Revision) *deployment {
-	for _, d := range []*deployment{v.serving, v.next} {
-		if d != nil && d.rev.Name == rev.Name && d.rev.Hash == rev.Hash && d.failure == nil {
-			return d
-		}
-	}
-	return nil
 }
 
 // retire ends the service: requests that have an instance finish.
@@ -280,14 +430,30 @@ func (v *service) retire() {
 	v.retired = true
 	v.s.retiring.Store(v, true)
 	v.route.Store(nil)
-	v.dropNext()
-	if v.serving != nil {
-		v.leave(v.serving)
-		v.serving.pool.Dismiss()
-		v.serving = nil
+	v.stopTimers()
+	for _, d := range v.deployed {
+		switch {
+		case d.trial != nil && !d.routed:
+			d.trial()
+			v.leave(d)
+			d.pool.Drain(0)
+		case d.failure == nil:
+			v.leave(d)
+			d.pool.Dismiss()
+		}
 	}
+	clear(v.deployed)
 	if len(v.leaving) == 0 {
 		v.s.retiring.Delete(v)
+	}
+}
+
+// stopTimers is for a service that is followed no longer. The caller holds mu.
+func (v *service) stopTimers() {
+	for _, t := range []*time.Timer{v.step, v.retry} {
+		if t != nil {
+			t.Stop()
+		}
 	}
 }
 
@@ -298,6 +464,16 @@ func (v *service) hurry() {
 	v.mu.Unlock()
 	for _, d := range leaving {
 		d.pool.Drain(0)
+	}
+}
+
+// dismiss answers every waiting request with ErrRemoved.
+func (v *service) dismiss() {
+	v.mu.Lock()
+	all := slices.Collect(maps.Values(v.deployed))
+	v.mu.Unlock()
+	for _, d := range all {
+		d.pool.Dismiss()
 	}
 }
 
@@ -320,14 +496,10 @@ func (v *service) wait(ctx context.Context) error {
 // detach lets go of all instances.
 func (v *service) detach() {
 	v.mu.Lock()
-	all := slices.Clone(v.leaving)
-	for _, d := range []*deployment{v.serving, v.next} {
-		if d != nil {
-			all = append(all, d)
-		}
-	}
+	all := slices.AppendSeq(slices.Clone(v.leaving), maps.Values(v.deployed))
 	v.retired = true
 	v.route.Store(nil)
+	v.stopTimers()
 	v.mu.Unlock()
 	for _, d := range all {
 		if d.trial != nil {

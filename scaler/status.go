@@ -1,6 +1,8 @@
 package scaler
 
 import (
+	"cmp"
+	"maps"
 	"slices"
 	"strings"
 
@@ -42,6 +44,15 @@ func (s *Scaler) Status() []ServiceStatus {
 	return all
 }
 
+// ServiceStatus tells what one service is doing, or false.
+func (s *Scaler) ServiceStatus(name string) (ServiceStatus, bool) {
+	v := s.lookup(name)
+	if v == nil {
+		return ServiceStatus{}, false
+	}
+	return v.status(), true
+}
+
 func (v *service) status() ServiceStatus {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -56,25 +67,52 @@ func (v *service) status() ServiceStatus {
 		st.InFlight += r.InFlight
 		st.Revisions = append(st.Revisions, r)
 	}
-	if v.serving != nil {
-		st.Serving, st.Latest = v.serving.rev, v.serving.rev
-		if f := v.serving.pool.Failure(); f != nil {
-			st.Failure = f
+	var latest *revisions.Revision
+	if state := v.s.registry.State(v.name); state != nil {
+		latest = state.Latest()
+		for _, t := range state.Targets {
+			if st.Serving == nil || t.Percent > percentOf(state, st.Serving) {
+				st.Serving = t.Revision
+			}
 		}
-		add(v.serving, "serving")
 	}
-	if v.next != nil {
-		st.Latest = v.next.rev
-		role := "next"
-		if v.next.failure != nil {
-			role, st.Failure = "failed", v.next.failure
+	st.Latest = latest
+	all := slices.SortedFunc(maps.Values(v.deployed), func(a, b *deployment) int {
+		if a.routed != b.routed { // those that serve come first
+			return map[bool]int{true: -1, false: 1}[a.routed]
 		}
-		add(v.next, role)
+		return cmp.Compare(a.rev.Generation, b.rev.Generation)
+	})
+	for _, d := range all {
+		switch {
+		case d.routed:
+			add(d, "serving")
+			if f := d.pool.Failure(); f != nil && d.rev == st.Serving {
+				st.Failure = f
+			}
+		case d.failure != nil:
+			add(d, "failed")
+		default:
+			add(d, "next")
+		}
+	}
+	if d := v.deployed[latest]; d != nil && d.failure != nil {
+		st.Failure = d.failure
 	}
 	for _, d := range v.leaving {
-		if d != v.next { // a failed one is there already, and may still be stopping
+		if v.deployed[d.rev] != d { // a failed one is there already, and may still be stopping
 			add(d, "draining")
 		}
 	}
 	return st
+}
+
+func percentOf(state *revisions.State, rev *revisions.Revision) int {
+	sum := 0
+	for _, t := range state.Targets {
+		if t.Revision == rev {
+			sum += t.Percent
+		}
+	}
+	return sum
 }

@@ -28,10 +28,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// programPath is where the program is in the image.
-const programPath = "/app"
-
-// Options say what an image is made of. Only Name and Package are required.
+// Options say what an image is made of. Only Name and Package, or Binary, are
+// required.
 type Options struct {
 	// Name is the full reference that containerd stores the image under, such
 	// as "localhost/fairway/hello:1".
@@ -39,6 +37,10 @@ type Options struct {
 	// Package is the Go import path, or the directory starting with "." or "/",
 	// of the program.
 	Package string
+	// Binary is the file of a program that is built already, in place of Package.
+	Binary string
+	// Path is where the program is in the image. Default: /app.
+	Path string
 	// Entrypoint defaults to the program alone.
 	Entrypoint []string
 	// Cmd holds the arguments that a service may replace.
@@ -55,6 +57,8 @@ type Options struct {
 	Labels map[string]string
 	// Files are put into the image besides the program, by absolute path.
 	Files map[string][]byte
+	// NoTmp leaves out /tmp, as images "FROM scratch" do.
+	NoTmp bool
 }
 
 // Build builds the image and returns the path of its archive, which containerd
@@ -68,9 +72,10 @@ func Build(ctx context.Context, opts Options) (archivePath string, err error) {
 // BuildDigest is Build; it also returns the digest of the image's manifest,
 // which containerd shows for an imported image.
 func BuildDigest(ctx context.Context, opts Options) (archivePath string, dgst digest.Digest, err error) {
-	if opts.Name == "" || opts.Package == "" {
-		return "", "", errors.New("building image: name and package are required")
+	if opts.Name == "" || (opts.Package == "") == (opts.Binary == "") {
+		return "", "", errors.New("building image: name and either package or binary are required")
 	}
+	opts.Path = path.Clean("/" + cmp.Or(opts.Path, "app"))
 	dir, err := cacheDir()
 	if err != nil {
 		return "", "", fmt.Errorf("building image %s: %w", opts.Name, err)
@@ -81,9 +86,15 @@ func BuildDigest(ctx context.Context, opts Options) (archivePath string, dgst di
 		return "", "", fmt.Errorf("building image %s: %w", opts.Name, err)
 	}
 	defer unlock()
-	program, err := compile(ctx, opts.Package, dir)
+	binary := opts.Binary
+	if binary == "" {
+		if binary, err = compile(ctx, opts.Package, dir); err != nil {
+			return "", "", fmt.Errorf("building image %s: %w", opts.Name, err)
+		}
+	}
+	program, err := os.ReadFile(binary)
 	if err != nil {
-		return "", "", fmt.Errorf("building image %s: %w", opts.Name, err)
+		return "", "", fmt.Errorf("building image %s: reading the program: %w", opts.Name, err)
 	}
 	archivePath, dgst, err = assemble(program, opts, dir)
 	if err != nil {
@@ -122,25 +133,20 @@ func lock(file string) (unlock func(), err error) {
 
 // compile builds the program, always to the same file, so that the go command
 // finds it up to date and neither compiles nor links again.
-func compile(ctx context.Context, pkg, dir string) ([]byte, error) {
+func compile(ctx context.Context, pkg, dir string) (binary string, err error) {
 	abs := pkg
 	if strings.HasPrefix(pkg, ".") {
-		var err error
 		if abs, err = filepath.Abs(pkg); err != nil {
-			return nil, fmt.Errorf("finding %s: %w", pkg, err)
+			return "", fmt.Errorf("finding %s: %w", pkg, err)
 		}
 	}
 	out := filepath.Join(dir, "bin-"+digest.FromString(abs).Encoded()[:16])
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", out, pkg)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux")
 	if output, err := cmd.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("compiling %s: %w\n%s", pkg, err, output)
+		return "", fmt.Errorf("compiling %s: %w\n%s", pkg, err, output)
 	}
-	program, err := os.ReadFile(out)
-	if err != nil {
-		return nil, fmt.Errorf("reading the program: %w", err)
-	}
-	return program, nil
+	return out, nil
 }
 
 // blob is one content-addressed part of an image.
@@ -167,7 +173,7 @@ func newJSONBlob(mediaType string, v any) (blob, error) {
 // assemble makes layer, config, manifest and index, and writes the archive
 // unless the cache has it.
 func assemble(program []byte, opts Options, dir string) (string, digest.Digest, error) {
-	rootfs, err := layer(program, opts.Files)
+	rootfs, err := layer(program, opts)
 	if err != nil {
 		return "", "", err
 	}
@@ -222,7 +228,7 @@ func tag(name string) string {
 func config(opts Options, diffID digest.Digest) ocispec.Image {
 	entrypoint := opts.Entrypoint
 	if len(entrypoint) == 0 {
-		entrypoint = []string{programPath}
+		entrypoint = []string{opts.Path}
 	}
 	ports := make(map[string]struct{}, len(opts.ExposedPorts))
 	for _, port := range opts.ExposedPorts {
@@ -245,7 +251,7 @@ func config(opts Options, diffID digest.Digest) ocispec.Image {
 
 // layer is the root file system: the program, the files with the directories
 // above them, and a /tmp for programs that are not root.
-func layer(program []byte, files map[string][]byte) ([]byte, error) {
+func layer(program []byte, opts Options) ([]byte, error) {
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
 	made := map[string]bool{"/": true}
@@ -260,18 +266,23 @@ func layer(program []byte, files map[string][]byte) ([]byte, error) {
 		made[dir] = true
 		return w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: dir[1:] + "/", Mode: mode})
 	}
-	if err := mkdir("/tmp", 0o1777); err != nil {
-		return nil, fmt.Errorf("writing /tmp: %w", err)
+	if !opts.NoTmp {
+		if err := mkdir("/tmp", 0o1777); err != nil {
+			return nil, fmt.Errorf("writing /tmp: %w", err)
+		}
 	}
-	if err := writeFile(w, programPath[1:], 0o755, program); err != nil {
+	if err := mkdir(path.Dir(opts.Path), 0o755); err != nil {
+		return nil, fmt.Errorf("writing the directory of %s: %w", opts.Path, err)
+	}
+	if err := writeFile(w, opts.Path[1:], 0o755, program); err != nil {
 		return nil, err
 	}
-	for _, name := range slices.Sorted(maps.Keys(files)) {
+	for _, name := range slices.Sorted(maps.Keys(opts.Files)) {
 		clean := path.Clean("/" + name)
 		if err := mkdir(path.Dir(clean), 0o755); err != nil {
 			return nil, fmt.Errorf("writing the directory of %s: %w", clean, err)
 		}
-		if err := writeFile(w, clean[1:], 0o644, files[name]); err != nil {
+		if err := writeFile(w, clean[1:], 0o644, opts.Files[name]); err != nil {
 			return nil, err
 		}
 	}

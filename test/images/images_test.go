@@ -76,7 +76,13 @@ func TestBuild(t *testing.T) {
 
 // TestBuildFails says what is wrong with the program.
 func TestBuildFails(t *testing.T) {
-	for _, opts := range []Options{{Name: "a:1"}, {Package: "./hello"}, {Name: "a:1", Package: "./none"}} {
+	for _, opts := range []Options{
+		{Name: "a:1"},
+		{Package: "./hello"},
+		{Name: "a:1", Package: "./none"},
+		{Name: "a:1", Binary: "./none"},
+		{Name: "a:1", Package: "./hello", Binary: "/bin/true"},
+	} {
 		if _, err := Build(t.Context(), opts); err == nil {
 			t.Errorf("%+v: no error", opts)
 		}
@@ -114,5 +120,36 @@ func untar(t *testing.T, data []byte) map[string][]byte {
 		if files[header.Name], err = io.ReadAll(r); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// TestBuildBinary packs a program that is built already, where it is wanted.
+func TestBuildBinary(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	archive, err := Build(t.Context(), Options{Name: "a:1", Binary: self, Path: "/deep/er/app"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A test's own program is new each time: nothing to keep.
+	defer func() { _ = os.Remove(archive) }()
+	data, err := os.ReadFile(archive)
+	if err != nil {
+		t.Fatal(err)
+	}
+	layout := untar(t, data)
+	var index ocispec.Index
+	unmarshal(t, layout[ocispec.ImageIndexFile], &index)
+	var manifest ocispec.Manifest
+	unmarshal(t, get(t, layout, index.Manifests[0]), &manifest)
+	var image ocispec.Image
+	unmarshal(t, get(t, layout, manifest.Config), &image)
+	if diff := cmp.Diff([]string{"/deep/er/app"}, image.Config.Entrypoint); diff != "" {
+		t.Errorf("entrypoint (-want +got):\n%s", diff)
+	}
+	if rootfs := untar(t, get(t, layout, manifest.Layers[0])); !bytes.HasPrefix(rootfs["deep/er/app"], []byte("\x7fELF")) {
+		t.Error("the program is not there")
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/coder/websocket"
@@ -60,6 +61,8 @@ func newApp(healthyFrom time.Time) *app {
 		"/panic":     func(http.ResponseWriter, *http.Request) { panic("probe: asked to panic") },
 		"/env":       env,
 		"/file":      file,
+		"/stat":      stat,
+		"/write":     write,
 		"/log":       writeLines,
 	} {
 		a.HandleFunc(pattern, a.counted(handle))
@@ -278,6 +281,28 @@ func file(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	_, _ = w.Write(data)
+}
+
+// stat answers "/stat?path=" with the mode, user, group and size of a file, and
+// for a link with what it points to.
+func stat(w http.ResponseWriter, r *http.Request) {
+	info, err := os.Lstat(r.FormValue("path"))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusNotFound)
+		return
+	}
+	owner := info.Sys().(*syscall.Stat_t)
+	link, _ := os.Readlink(r.FormValue("path"))
+	fmt.Fprintln(w, strings.TrimSpace(fmt.Sprintf("%s %d:%d %d %s", info.Mode(), owner.Uid, owner.Gid, info.Size(), link)))
+}
+
+// write answers "/write?path=&bytes=" after it has written such a file.
+func write(w http.ResponseWriter, r *http.Request) {
+	if err := os.WriteFile(r.FormValue("path"), make([]byte, number(r, "bytes")), 0o600); err != nil {
+		http.Error(w, err.Error(), http.StatusForbidden)
+		return
+	}
+	fmt.Fprintln(w, "written")
 }
 
 // writeLines writes "?lines=" lines of "?bytes=" bytes each to stdout.

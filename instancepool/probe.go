@@ -27,6 +27,9 @@ import (
 const (
 	probePauseMin = time.Millisecond
 	probePauseMax = 5 * time.Millisecond
+	// A command is not so cheap to ask.
+	execPauseMin = 100 * time.Millisecond
+	execPauseMax = time.Second
 )
 
 // errNotReady is wrapped by a probe that ran out of time.
@@ -59,7 +62,10 @@ func probe(ctx context.Context, h Handle) error {
 	deadline, _ := ctx.Deadline()
 	ask, done := prober(h, p)
 	defer done()
-	wait := probePauseMin
+	wait, most := probePauseMin, probePauseMax
+	if p.Kind == revisions.ProbeExec {
+		wait, most = execPauseMin, execPauseMax
+	}
 	var last error
 	for {
 		attempt, release := context.WithTimeout(ctx, p.Attempt)
@@ -74,7 +80,7 @@ func probe(ctx context.Context, h Handle) error {
 		if !pause(ctx, wait) {
 			break
 		}
-		wait = min(wait*2, probePauseMax)
+		wait = min(wait*2, most)
 	}
 	if cause := context.Cause(ctx); !errors.Is(cause, context.DeadlineExceeded) {
 		return cause
@@ -102,6 +108,9 @@ func pause(ctx context.Context, d time.Duration) bool {
 }
 
 func describe(p revisions.Probe) string {
+	if p.Kind == revisions.ProbeExec {
+		return "exec " + strings.Join(p.Command, " ")
+	}
 	s := p.Kind.String() + " port " + strconv.Itoa(p.Port)
 	if p.Kind == revisions.ProbeHTTP {
 		s += " " + p.Path
@@ -118,6 +127,14 @@ func prober(h Handle, p revisions.Probe) (ask func(context.Context) error, done 
 		return httpProber(address, p, h.Revision().Port)
 	case revisions.ProbeGRPC:
 		return grpcProber(address, p)
+	case revisions.ProbeExec:
+		return func(ctx context.Context) error {
+			e, ok := h.(Execer)
+			if !ok {
+				return errors.New("the container engine cannot run commands in an instance")
+			}
+			return e.Exec(ctx, p.Command)
+		}, func() {}
 	default:
 		return func(ctx context.Context) error { return dialOnce(ctx, address) }, func() {}
 	}

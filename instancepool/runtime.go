@@ -68,6 +68,13 @@ type Handle interface {
 	LogTail(n int) string
 }
 
+// Execer is a Handle that can run a command inside its instance, which a probe
+// may want.
+type Execer interface {
+	// Exec runs a command and returns nil when it exits with code 0.
+	Exec(ctx context.Context, command []string) error
+}
+
 // Exit tells how an instance's process ended.
 type Exit struct {
 	// Code is the exit status; 128 + the signal when a signal ended it.

@@ -17,11 +17,14 @@ const (
 	ProbeHTTP
 	// ProbeGRPC succeeds when grpc.health.v1 answers SERVING.
 	ProbeGRPC
+	// ProbeExec succeeds when a command inside the container exits with code 0
+	// (Knative; Cloud Run has none).
+	ProbeExec
 )
 
 // String is the word a Caddyfile uses for it.
 func (k ProbeKind) String() string {
-	return [...]string{"tcp", "http", "grpc"}[k]
+	return [...]string{"tcp", "http", "grpc", "exec"}[k]
 }
 
 // Probe asks an instance whether it may get requests.
@@ -33,6 +36,8 @@ type Probe struct {
 	// Path and Header are sent by an HTTP probe.
 	Path   string
 	Header http.Header
+	// Command is what an exec probe runs.
+	Command []string
 	// Service is the name a gRPC probe asks for; empty means the whole server.
 	Service string
 	// Delay is waited before the first attempt.
@@ -78,6 +83,8 @@ func startupProbe(c *corev1.Container, port Port) Probe {
 			probe.Header.Add(h.Name, h.Value)
 		}
 		probe.Port = orPort(int(p.HTTPGet.Port.IntVal), port)
+	case p.Exec != nil:
+		probe.Kind, probe.Command = ProbeExec, p.Exec.Command
 	case p.GRPC != nil:
 		probe.Kind = ProbeGRPC
 		probe.Service = deref(p.GRPC.Service, "")

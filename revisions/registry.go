@@ -34,7 +34,8 @@ type Options struct {
 	// Changed is called after each change of a service that others must follow,
 	// outside of all locks, at times more than once for one change.
 	Changed func(service string)
-	// Created is called for each new revision, before Changed.
+	// Created is called for each new revision before anybody can see it. It must
+	// not change its service.
 	Created func(*Revision)
 	// Report is told what could not be read or written; nothing stops for it.
 	Report func(error)
@@ -64,9 +65,12 @@ type Registry struct {
 
 // record is one service. Its state is replaced as a whole.
 type record struct {
-	name  string
-	mu    sync.Mutex // held by whoever changes the service, while it is written too
-	state atomic.Pointer[State]
+	name string
+	mu   sync.Mutex // held by whoever changes the service, while it is written too
+	// following is held for reading from when a change is visible until Changed
+	// has returned.
+	following sync.RWMutex
+	state     atomic.Pointer[State]
 	// floor is the highest generation ever given out: none is used twice while
 	// this process lives, as instances of the old one may still be there.
 	floor int64
@@ -258,15 +262,17 @@ func (g *Registry) edit(name string, f func(*edit) error) (*State, error) {
 			return nil, apierrors.NewInternalError(err)
 		}
 	}
+	for _, rev := range e.added {
+		g.opts.Created(rev)
+	}
+	rec.following.RLock()
+	defer rec.following.RUnlock()
 	g.commit(e, before)
 	if !e.durable {
 		g.saver.later(rec, e)
 	}
 	next := e.next
 	rec.mu.Unlock()
-	for _, rev := range e.added {
-		g.opts.Created(rev)
-	}
 	g.opts.Changed(name)
 	return next, nil
 }
@@ -387,7 +393,7 @@ func (e *edit) put(svc *servingv1.Service, owner Owner, mode putMode) (created b
 	if mode != putApply {
 		before = cur.Service
 	}
-	want, err := prepare(svc, before, owner)
+	want, err := prepare(keepUnsaid(svc, cur.Service), before, owner)
 	var invalid *invalidError
 	switch {
 	case errors.As(err, &invalid): // clients know Knative's own words
@@ -417,6 +423,25 @@ func (e *edit) put(svc *servingv1.Service, owner Owner, mode putMode) (created b
 		return false, e.retry()
 	}
 	return e.revise(false)
+}
+
+// keepUnsaid returns svc with what Knative's webhooks set when the service was
+// made and what clients that write manifests do not know of: the same manifest
+// twice must be the same service.
+func keepUnsaid(svc, before *servingv1.Service) *servingv1.Service {
+	if before == nil {
+		return svc
+	}
+	svc = svc.DeepCopy()
+	for _, key := range []string{serving.CreatorAnnotation, serving.UpdaterAnnotation} {
+		if v, ok := before.Annotations[key]; ok && svc.Annotations[key] == "" {
+			svc.Annotations = withDefaultLabels(svc.Annotations, map[string]string{key: v})
+		}
+	}
+	if svc.Spec.Template.Spec.EnableServiceLinks == nil {
+		svc.Spec.Template.Spec.EnableServiceLinks = before.Spec.Template.Spec.EnableServiceLinks
+	}
+	return svc
 }
 
 // adoptMeta fills in what the registry itself says of a service.
@@ -816,6 +841,24 @@ func (g *Registry) State(name string) *State {
 		return st
 	}
 	return nil
+}
+
+// Settled is State after Changed has returned for it: what it says has been done.
+func (g *Registry) Settled(name string) *State {
+	g.mu.RLock()
+	rec := g.services[name]
+	g.mu.RUnlock()
+	if rec == nil {
+		return nil
+	}
+	for {
+		st := g.State(name)
+		rec.following.Lock()
+		rec.following.Unlock() //nolint:staticcheck // whoever is at it has ended by now
+		if g.State(name) == st {
+			return st
+		}
+	}
 }
 
 // Known reports whether a service of that name is wanted.

@@ -14,7 +14,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/distribution/reference"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -71,7 +70,9 @@ type Revision struct {
 
 	uid    types.UID
 	digest atomic.Pointer[string]
-	meta   atomic.Pointer[revisionMeta]
+	// digests are those of the other containers' images; nil while none is known.
+	digests atomic.Pointer[map[string]string]
+	meta    atomic.Pointer[revisionMeta]
 }
 
 // revisionMeta is what changes of a revision: how it does. It is replaced as a
@@ -154,11 +155,7 @@ func (r *Revision) Pin(digest string) {
 
 // pinned is the image by its digest: "ghcr.io/acme/hello@sha256:…".
 func (r *Revision) pinned(digest string) string {
-	name := r.Image
-	if named, err := reference.ParseNormalizedNamed(r.Image); err == nil {
-		name = reference.FamiliarName(named)
-	}
-	return name + "@" + digest
+	return pinnedImage(r.Image, digest)
 }
 
 // Env is the environment of every container of the revision that the platform
@@ -207,8 +204,8 @@ func (r *Revision) made() *servingv1.Revision {
 	m.status.DeepCopyInto(&obj.Status)
 	obj.Status.ObservedGeneration = 1
 	obj.Labels = withDefaultLabels(obj.Labels, r.systemLabels())
-	if d := r.Digest(); d != "" {
-		obj.Status.ContainerStatuses = []servingv1.ContainerStatus{{Name: r.Container().Name, ImageDigest: r.pinned(d)}}
+	if all := r.containerStatuses(); len(all) > 0 {
+		obj.Status.ContainerStatuses = all
 	}
 	return obj
 }
@@ -229,11 +226,12 @@ func (r *Revision) UnmarshalJSON(b []byte) error {
 	if err := json.Unmarshal(b, &obj); err != nil {
 		return fmt.Errorf("decoding revision: %w", err)
 	}
-	return r.from(&obj)
+	return r.from(&obj, "")
 }
 
-// from makes r what made has returned.
-func (r *Revision) from(obj *servingv1.Revision) error {
+// from makes r what made has returned. Its hash takes a while to find out, if it
+// is not known.
+func (r *Revision) from(obj *servingv1.Revision, hash string) error {
 	service := obj.Labels[serving.ServiceLabelKey]
 	generation, err := strconv.ParseInt(obj.Labels[serving.ConfigurationGenerationLabelKey], 10, 64)
 	if err != nil || generation < 1 || service == "" || obj.Name == "" {
@@ -243,15 +241,15 @@ func (r *Revision) from(obj *servingv1.Revision) error {
 	template := servingv1.RevisionTemplateSpec{Spec: obj.Spec}
 	template.Annotations, template.Labels = obj.Annotations, obj.Labels
 	r.Name, r.Service, r.Generation = obj.Name, service, generation
-	r.Created, r.uid = obj.CreationTimestamp.Time, obj.UID
+	r.Created, r.uid, r.Hash = obj.CreationTimestamp.Time, obj.UID, hash
 	if err := r.read(template); err != nil {
 		return fmt.Errorf("decoding revision %s: %w", obj.Name, err)
 	}
 	r.meta.Store(&revisionMeta{status: obj.Status})
 	for _, s := range obj.Status.ContainerStatuses {
-		if s.ImageDigest != "" && s.Name == r.Container().Name {
-			_, digest, _ := strings.Cut(s.ImageDigest, "@")
-			r.Pin(digest)
+		_, digest, _ := strings.Cut(s.ImageDigest, "@")
+		if c := r.container(s.Name); c != nil && digest != "" {
+			r.PinImage(c.Image, digest)
 		}
 	}
 	return nil
@@ -291,7 +289,9 @@ func newRevision(service string, generation int64, template servingv1.RevisionTe
 func (r *Revision) read(template servingv1.RevisionTemplateSpec) error {
 	template.ObjectMeta = templateMeta(template.ObjectMeta)
 	r.Template = template
-	r.Hash = templateHash(&template)
+	if r.Hash == "" {
+		r.Hash = templateHash(&template)
+	}
 	c := ingressContainer(&template.Spec)
 	if c == nil {
 		return fmt.Errorf("service %s: the template has no container", r.Service)

@@ -87,6 +87,7 @@ type shareRecord struct {
 type revisionRecord struct {
 	Version  int                 `json:"version"`
 	Revision *servingv1.Revision `json:"revision"`
+	Hash     string              `json:"hash,omitempty"`
 	// Labels and Annotations are those changed later.
 	Labels      map[string]string `json:"labels,omitempty"`
 	Annotations map[string]string `json:"annotations,omitempty"`
@@ -111,7 +112,7 @@ func encodeService(st *State) ([]byte, error) {
 func encodeRevision(rev *Revision) ([]byte, error) {
 	m := rev.meta.Load()
 	b, err := json.Marshal(revisionRecord{
-		Version: recordVersion, Revision: rev.made(), Labels: m.labels, Annotations: m.annotations, Routed: m.routed,
+		Version: recordVersion, Revision: rev.made(), Hash: rev.Hash, Labels: m.labels, Annotations: m.annotations, Routed: m.routed,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("encoding revision %s: %w", rev.Name, err)
@@ -163,7 +164,7 @@ func decodeRevision(key string, b []byte) (*Revision, error) {
 		return nil, errors.New("it is damaged: it says nothing")
 	}
 	rev := new(Revision)
-	if err := rev.from(r.Revision); err != nil {
+	if err := rev.from(r.Revision, r.Hash); err != nil {
 		return nil, fmt.Errorf("it is damaged: %w", err)
 	}
 	if revisionKey(rev) != key {

@@ -620,3 +620,33 @@ func TestOpenFails(t *testing.T) {
 type unreadable struct{ *memory }
 
 func (unreadable) Load(context.Context, string) ([]byte, error) { return nil, errDisk }
+
+// Of a change that failed half way nothing is left in the store either, though
+// it is not tried again.
+func TestFailedWritesAreTakenBack(t *testing.T) {
+	steps := history(t)
+	for last := range steps {
+		for nth := 1; nth <= 4; nth++ {
+			store := newMemory()
+			d := opened(t, store, Options{})
+			for _, s := range steps[:last] {
+				if err := s.do(d); err != nil {
+					t.Fatalf("%s: %v", s.name, err)
+				}
+			}
+			if !steps[last].durable {
+				break
+			}
+			store.failNth(nth)
+			err := steps[last].do(d)
+			store.failing(nil)
+			d.close()
+			store.checkAgainst(t, d.Registry)
+			again := opened(t, store, Options{})
+			match(t, "after the restart", snapshot(again.Registry), snapshot(d.Registry))
+			if t.Failed() {
+				t.Fatalf("%s, write %d: %v", steps[last].name, nth, err)
+			}
+		}
+	}
+}

@@ -11,18 +11,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// removeCgroup removes the cgroup of an instance whose task is gone. Usually
-// nothing of it is left; but when containerd or a shim was killed, a process of
-// the instance may be there that nobody else would end. It then returns an error
-// and is to be called again.
+// removeCgroup removes the cgroup of a container whose task is gone, or all that a
+// pattern matches. Usually nothing of it is left; but when containerd or a shim
+// was killed, a process of the instance may be there that nobody else would end.
+// It then returns an error and is to be called again.
 func removeCgroup(path string) error {
 	// Version 2 has one hierarchy, version 1 one for each controller.
 	dirs, err := filepath.Glob("/sys/fs/cgroup/*" + path)
-	if err != nil {
+	own, ownErr := filepath.Glob("/sys/fs/cgroup" + path)
+	if err = errors.Join(err, ownErr); err != nil {
 		return fmt.Errorf("looking for cgroup %s: %w", path, err)
 	}
 	var problems error
-	for _, dir := range append(dirs, "/sys/fs/cgroup"+path) {
+	for _, dir := range append(dirs, own...) {
 		err := unix.Rmdir(dir)
 		switch {
 		case err == nil || missing(err):

@@ -201,11 +201,17 @@ func TestProcessKilled(t *testing.T) {
 	r := f.open()
 	rev := f.revision(r)
 	f.check(r.Close())
+	f.killVictims(rev, loops(6, 200))
+}
+
+// killVictims kills processes that start and stop instances of a revision.
+func (f *fixture) killVictims(rev *revisions.Revision, rounds int) {
+	f.t.Helper()
 	self, err := os.Executable()
 	f.check(err)
 	opts := f.opts
-	opts.Logger = nil
-	for round := range loops(6, 200) {
+	opts.Logger, opts.Values = nil, nil
+	for round := range rounds {
 		orders, err := json.Marshal(victimOrders{opts, rev, round})
 		f.check(err)
 		cmd := exec.Command(self)
@@ -217,10 +223,10 @@ func TestProcessKilled(t *testing.T) {
 		f.check(cmd.Process.Kill())
 		_ = cmd.Wait()
 		if output.Len() > 0 {
-			t.Fatalf("the process says %s", output.String())
+			f.t.Fatalf("the process says %s", output.String())
 		}
 		next := f.open()
-		all, err := next.List(t.Context())
+		all, err := next.List(f.t.Context())
 		f.check(err)
 		for _, h := range all {
 			f.get(h, "/")
@@ -229,7 +235,7 @@ func TestProcessKilled(t *testing.T) {
 		f.leftWithin(patience, 1)
 		f.check(next.Close())
 		f.leftWithin(patience, 0)
-		if t.Failed() {
+		if f.t.Failed() {
 			return
 		}
 	}

@@ -27,15 +27,20 @@ func writeFiles(dir, hostname, address string) error {
 		"hostname":    hostname + "\n",
 		"resolv.conf": resolv,
 	} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil { //nolint:gosec // any user of the container reads it
-			return errors.Join(fmt.Errorf("making the instance's files: %w", err), removeFiles(dir))
+		path := filepath.Join(dir, name)
+		err := os.WriteFile(path, []byte(text), 0o600)
+		if err == nil {
+			err = os.Chmod(path, 0o644) //nolint:gosec // any user of the container reads it, whatever the umask
+		}
+		if err != nil {
+			return fmt.Errorf("making the instance's files: %w", err)
 		}
 	}
 	return nil
 }
 
 func removeFiles(dir string) error {
-	if err := os.RemoveAll(dir); err != nil {
+	if err := errors.Join(unmountVolumes(filepath.Join(dir, volumesDir)), os.RemoveAll(dir)); err != nil {
 		return fmt.Errorf("removing the instance's files: %w", err)
 	}
 	return nil

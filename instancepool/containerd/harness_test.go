@@ -54,6 +54,7 @@ type fixture struct {
 	daemon *containerdtest.Daemon
 	client *client.Client
 	opts   Options
+	values *revisions.Values
 	http   *http.Client
 	ids    atomic.Int64
 }
@@ -80,6 +81,10 @@ func newFixtureOn(t testing.TB, d *containerdtest.Daemon, change ...func(*Option
 		c(&f.opts)
 	}
 	f.opts = f.opts.WithDefaults()
+	if f.opts.Values == nil {
+		f.values = revisions.NewValues(f.opts.StateDir)
+		f.opts.Values = f.values
+	}
 	f.opts.Logger = zaptest.NewLogger(t)
 	var err error
 	f.client, err = client.New(d.Address(), client.WithDefaultNamespace(namespace))
@@ -132,15 +137,22 @@ func (f *fixture) stopAll(r *Runtime) {
 // revision makes a revision of the service "hello".
 func (f *fixture) revision(r *Runtime, change ...func(*corev1.Container)) *revisions.Revision {
 	f.t.Helper()
-	c := corev1.Container{Image: probeImage}
-	for _, change := range change {
-		change(&c)
-	}
+	return f.revisionOf(r, func(t *servingv1.RevisionTemplateSpec) {
+		for _, change := range change {
+			change(&t.Spec.Containers[0])
+		}
+	})
+}
+
+// revisionOf is revision for a template that is changed as a whole.
+func (f *fixture) revisionOf(r *Runtime, change func(*servingv1.RevisionTemplateSpec)) *revisions.Revision {
+	f.t.Helper()
 	svc := &servingv1.Service{ObjectMeta: metav1.ObjectMeta{Name: "hello"}}
-	svc.Spec.Template.Spec.Containers = []corev1.Container{c}
+	svc.Spec.Template.Spec.Containers = []corev1.Container{{Image: probeImage}}
+	change(&svc.Spec.Template)
 	svc, err := revisions.Prepare(svc)
 	f.check(err)
-	rev, _, err := revisions.NewRegistry().Apply(svc)
+	rev, _, err := revisions.NewRegistry(revisions.Options{}).Apply(svc, revisions.OwnerConfig)
 	f.check(err)
 	digest, err := r.Resolve(context.Background(), rev.Image, nil)
 	f.check(err)

@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	"go.uber.org/zap"
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/fairway-run/fairway/instancepool"
 	"github.com/fairway-run/fairway/revisions"
@@ -90,13 +91,22 @@ func (r *Runtime) local(ctx context.Context, c *client.Client, ref string) (clie
 	return img, nil
 }
 
-// pinned returns the image of a revision.
-func (r *Runtime) pinned(ctx context.Context, c *client.Client, rev *revisions.Revision) (client.Image, error) {
-	ref, err := normalize(rev.Image)
+// pinned returns the image of a revision's container. That of a sidecar, unless
+// it was resolved before, is what its name means when the first instance starts.
+func (r *Runtime) pinned(ctx context.Context, c *client.Client, rev *revisions.Revision, container *corev1.Container) (client.Image, error) {
+	digest := rev.ImageDigest(container.Image)
+	if digest == "" && container != rev.Container() {
+		resolved, err := r.Resolve(ctx, container.Image, nil)
+		if err != nil {
+			return nil, err
+		}
+		digest = rev.PinImage(container.Image, resolved)
+	}
+	ref, err := normalize(container.Image)
 	if err != nil {
 		return nil, err
 	}
-	ref, err = pinnedName(ref, rev.Digest())
+	ref, err = pinnedName(ref, digest)
 	if err != nil {
 		return nil, err
 	}

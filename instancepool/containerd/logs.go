@@ -29,12 +29,16 @@ const (
 	oldPart      = ".1"
 )
 
-// logFile returns the path of an instance's log. The shim writes it: it goes on
-// while Caddy is away, and never makes the container wait.
-func (r *Runtime) logFile(service, id string) (string, error) {
+// logFile returns the path of the log of an instance's container; sidecar is its
+// name, if it is one. The shim writes it: it goes on while Caddy is away, and
+// never makes the container wait.
+func (r *Runtime) logFile(service, id, sidecar string) (string, error) {
 	dir := filepath.Join(r.opts.LogDir, service)
 	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return "", fmt.Errorf("making the log directory: %w", err)
+	}
+	if sidecar != "" {
+		id += "." + sidecar
 	}
 	return filepath.Join(dir, id+".log"), nil
 }
@@ -96,7 +100,7 @@ func dropOldest(dir string, live map[string]bool, limit int64) error {
 	}
 	for _, path := range paths {
 		id, _, _ := strings.Cut(filepath.Base(path), ".log")
-		if info, err := os.Stat(path); err == nil && !live[id] {
+		if info, err := os.Stat(path); err == nil && !live[instanceOf(id)] {
 			parts = append(parts, part{path, info.Size(), info.ModTime()})
 		}
 	}
@@ -134,7 +138,7 @@ func rotateService(dir string, live map[string]bool) error {
 				return err
 			}
 		}
-		if !live[id] {
+		if !live[instanceOf(id)] {
 			old = append(old, ended{path, info.ModTime()})
 		}
 	}

@@ -19,7 +19,8 @@ const (
 	// Bridge gives each instance a network namespace of its own on a bridge.
 	Bridge = "bridge"
 	// Host gives it the host's network and a port of its own on the loopback
-	// interface.
+	// interface. A sidecar's port is the host's too: two instances that have one
+	// with a fixed port cannot run at the same time.
 	Host = "host"
 )
 
@@ -46,6 +47,9 @@ type Options struct {
 	CNIBinDirs []string
 	// Prepared is how many networks are made ahead of requests. Default: 4.
 	Prepared int
+	// Values holds the secrets and config maps that revisions refer to. Default:
+	// none; a revision that refers to one cannot start.
+	Values Values
 	// Logger is told what goes wrong in the background. Default: none.
 	Logger *zap.Logger
 }

@@ -8,13 +8,14 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 )
@@ -99,17 +100,6 @@ func TestWriteFiles(t *testing.T) {
 		if err := removeFiles(dir); err != nil {
 			t.Error(err)
 		}
-	}
-}
-
-func TestSetEnv(t *testing.T) {
-	before := []string{"A=1", "PORTAL=2", "PORT=3", "PORT=4", "PORT"}
-	got := setEnv(before, "PORT", "8080")
-	if want := []string{"A=1", "PORTAL=2", "PORT", "PORT=8080"}; !slices.Equal(got, want) {
-		t.Errorf("%q; want %q", got, want)
-	}
-	if before[2] != "PORT=3" {
-		t.Error("the old environment has changed")
 	}
 }
 
@@ -261,5 +251,44 @@ func TestNames(t *testing.T) {
 	const digest = "sha256:0123456789012345678901234567890123456789012345678901234567890123"
 	if got, err := pinnedName("ghcr.io/a/b:1", digest); err != nil || got != "ghcr.io/a/b@"+digest {
 		t.Errorf("%s, %v", got, err)
+	}
+}
+
+// TestHolds looks into the layers of a file system.
+func TestHolds(t *testing.T) {
+	dir := t.TempDir()
+	for _, path := range []string{"empty", "upper", "lower/tmp", "deleted"} {
+		if err := os.MkdirAll(filepath.Join(dir, path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := unix.Mknod(filepath.Join(dir, "deleted", "tmp"), unix.S_IFCHR, 0); err != nil {
+		t.Skip(err)
+	}
+	overlay := func(upper string, lower ...string) []mount.Mount {
+		for i, l := range lower {
+			lower[i] = filepath.Join(dir, l)
+		}
+		return []mount.Mount{{Type: "overlay", Source: "overlay", Options: []string{
+			"index=off", "workdir=/x", "upperdir=" + filepath.Join(dir, upper), "lowerdir=" + strings.Join(lower, ":"),
+		}}}
+	}
+	for name, test := range map[string]struct {
+		mounts []mount.Mount
+		want   bool
+	}{
+		"bind":       {[]mount.Mount{{Type: "bind", Source: filepath.Join(dir, "lower")}}, true},
+		"empty bind": {[]mount.Mount{{Type: "bind", Source: filepath.Join(dir, "empty")}}, false},
+		"lower":      {overlay("upper", "empty", "lower"), true},
+		"nowhere":    {overlay("upper", "empty"), false},
+		"deleted":    {overlay("upper", "deleted", "lower"), false},
+		"made again": {overlay("upper", "lower", "deleted", "lower"), true},
+		"by mounting": {[]mount.Mount{
+			{Type: "tmpfs", Source: "tmpfs"}, {Type: "bind", Source: filepath.Join(dir, "lower"), Options: []string{"rbind", "ro"}},
+		}, true},
+	} {
+		if got, err := holds(t.Context(), test.mounts, "tmp"); err != nil || got != test.want {
+			t.Errorf("%s: %v %v", name, got, err)
+		}
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -117,7 +118,7 @@ func (e *engine) revision(r *Runtime, change func(*corev1.Container)) *revisions
 	svc.Spec.Template.Spec.Containers = []corev1.Container{c}
 	svc, err := revisions.Prepare(svc)
 	e.check(err)
-	rev, _, err := revisions.NewRegistry().Apply(svc)
+	rev, _, err := revisions.NewRegistry(revisions.Options{}).Apply(svc, revisions.OwnerConfig)
 	e.check(err)
 	digest, err := r.Resolve(e.t.Context(), rev.Image, nil)
 	e.check(err)
@@ -320,6 +321,7 @@ func TestAdopt(t *testing.T) {
 	process, err := os.FindProcess(dead.PID())
 	e.check(err)
 	e.check(process.Kill())
+	eventually(t, "it has ended", func() bool { return syscall.Kill(dead.PID(), 0) != nil })
 
 	var all []instancepool.Handle
 	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {

@@ -8,11 +8,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
+	"strings"
 	"sync"
 
 	client "github.com/containerd/containerd/v2/client"
-	"github.com/containerd/containerd/v2/contrib/seccomp"
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/pkg/oci"
@@ -31,16 +30,9 @@ const (
 	oomScore = 500
 )
 
-// capabilities are Docker's default set without those that a web service has no
-// use for: raw sockets, device nodes, audit, file capabilities, chroot.
-var capabilities = []string{
-	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL",
-	"CAP_NET_BIND_SERVICE", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID",
-}
-
-// specBase is what the specs of all instances of a revision have in common. It
-// is made with the first of them: reading the image's configuration and its
-// users takes as long as all the rest.
+// specBase is what the specs of a container have in common in all instances of a
+// revision. It is made with the first of them: reading the image's configuration
+// and its users takes as long as all the rest.
 type specBase struct {
 	image  client.Image
 	parent string // the snapshot of the image's file system
@@ -49,22 +41,25 @@ type specBase struct {
 	json []byte
 }
 
-// perInstance is what differs between the specs of a revision's instances.
+// perInstance is what differs between the specs of a container of a revision's
+// instances.
 type perInstance struct {
-	id      string
-	port    int
+	id      string // the instance's
 	netns   string // empty: the host's network
 	files   string // directory with hosts, hostname and resolv.conf
 	cgroups string
+	env     *environment
+	mounts  []specs.Mount // of volumes
+	own     int           // how many of the last arguments are the revision's, not the image's
 }
 
 // spec returns an option that makes an instance's spec.
-func (b *specBase) spec(rev *revisions.Revision, p perInstance) oci.SpecOpts {
-	return func(ctx context.Context, c oci.Client, container *containers.Container, s *oci.Spec) error {
+func (b *specBase) spec(rev *revisions.Revision, c *corev1.Container, p perInstance) oci.SpecOpts {
+	return func(ctx context.Context, engine oci.Client, record *containers.Container, s *oci.Spec) error {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		if b.json == nil {
-			base, err := oci.GenerateSpec(ctx, c, container, common(rev, b.image)...)
+			base, err := oci.GenerateSpec(ctx, engine, record, common(rev, c, b.image)...)
 			if err != nil {
 				return err
 			}
@@ -81,9 +76,8 @@ func (b *specBase) spec(rev *revisions.Revision, p perInstance) oci.SpecOpts {
 	}
 }
 
-// common says what all instances of a revision are.
-func common(rev *revisions.Revision, image client.Image) []oci.SpecOpts {
-	c := rev.Container()
+// common says what a container is in all instances of a revision.
+func common(rev *revisions.Revision, c *corev1.Container, image client.Image) []oci.SpecOpts {
 	opts := []oci.SpecOpts{oci.WithDefaultPathEnv}
 	switch {
 	case len(c.Command) > 0: // Kubernetes: command replaces the entrypoint and the arguments
@@ -93,23 +87,41 @@ func common(rev *revisions.Revision, image client.Image) []oci.SpecOpts {
 	default:
 		opts = append(opts, oci.WithImageConfig(image))
 	}
-	env := rev.Env()
-	for _, e := range c.Env {
-		env = append(env, e.Name+"="+e.Value)
-	}
-	opts = append(opts, oci.WithEnv(env))
 	if c.WorkingDir != "" {
 		opts = append(opts, oci.WithProcessCwd(c.WorkingDir))
 	}
-	if sc := c.SecurityContext; sc != nil && sc.RunAsUser != nil {
-		opts = append(opts, oci.WithUserID(uint32(*sc.RunAsUser)))
-	}
 	opts = append(opts,
-		oci.WithNoNewPrivileges, oci.WithCapabilities(capabilities),
-		oci.WithPidsLimit(pidsLimit), withoutRlimits, withOOMScore, withLimits(c.Resources.Limits),
-		seccomp.WithDefaultProfile(), // last: it depends on the capabilities
+		oci.WithoutRunMount, // what the image has in /run counts
+		withCgroups, withTmp,
+		oci.WithPidsLimit(pidsLimit), withoutRlimits, withOOMScore, withLimits(c.Resources.Limits), withShares(c.Resources.Requests),
+		withSecurity(rev.Template.Spec.SecurityContext, c),
 	)
 	return opts
+}
+
+// ownArguments is how many of a process's arguments its container sets, and not
+// its image: they are the last ones.
+func ownArguments(c *corev1.Container) int { return len(c.Command) + len(c.Args) }
+
+// withCgroups shows the container its own limits (Knative: runtime contract).
+func withCgroups(_ context.Context, _ oci.Client, _ *containers.Container, s *oci.Spec) error {
+	s.Mounts = append(s.Mounts, specs.Mount{
+		Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"ro", "nosuid", "noexec", "nodev"},
+	})
+	return nil
+}
+
+// withShares gives a container its share of CPUs that are short
+// (Kubernetes: requests.cpu).
+func withShares(requests corev1.ResourceList) oci.SpecOpts {
+	return func(ctx context.Context, c oci.Client, container *containers.Container, s *oci.Spec) error {
+		q, ok := requests[corev1.ResourceCPU]
+		if !ok {
+			return nil
+		}
+		shares := max(q.MilliValue()*1024/1000, 2) // the kernel takes no less
+		return oci.WithCPUShares(uint64(shares))(ctx, c, container, s)
+	}
 }
 
 // withoutRlimits leaves containerd's own limits to the instance. The default is
@@ -164,27 +176,38 @@ var swapLimited = sync.OnceValue(func() bool {
 func (p perInstance) apply(s *oci.Spec) {
 	s.Hostname = p.id
 	s.Linux.CgroupsPath = p.cgroups
-	s.Process.Env = setEnv(s.Process.Env, "PORT", strconv.Itoa(p.port))
-	s.Process.Env = setEnv(s.Process.Env, "HOSTNAME", p.id)
+	s.Process.Env = p.env.over(s.Process.Env)
+	for i := max(len(s.Process.Args)-p.own, 0); i < len(s.Process.Args); i++ {
+		s.Process.Args[i] = p.env.expand(s.Process.Args[i])
+	}
 	s.Linux.Namespaces = slices.DeleteFunc(s.Linux.Namespaces, func(ns specs.LinuxNamespace) bool {
 		return ns.Type == specs.NetworkNamespace
 	})
 	if p.netns != "" {
 		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: p.netns})
 	}
+	s.Mounts = p.over(s.Mounts)
+}
+
+// over returns the mounts that all instances have, and then this one's, each
+// after those that it is inside of. A volume takes the place of what else would
+// be mounted there.
+func (p perInstance) over(common []specs.Mount) []specs.Mount {
+	own := make([]specs.Mount, 0, len(p.mounts)+3)
 	for _, name := range []string{"hosts", "hostname", "resolv.conf"} {
-		s.Mounts = append(s.Mounts, specs.Mount{
+		own = append(own, specs.Mount{
 			Destination: "/etc/" + name, Type: "bind", Source: filepath.Join(p.files, name),
 			Options: []string{"rbind", "ro", "nosuid", "nodev", "noexec"},
 		})
 	}
-}
-
-func setEnv(env []string, name, value string) []string {
-	env = slices.DeleteFunc(slices.Clone(env), func(e string) bool {
-		return len(e) > len(name) && e[:len(name)] == name && e[len(name)] == '='
+	volume := func(m specs.Mount) bool {
+		return slices.ContainsFunc(p.mounts, func(v specs.Mount) bool { return v.Destination == m.Destination })
+	}
+	own = append(slices.DeleteFunc(own, volume), p.mounts...)
+	slices.SortStableFunc(own, func(a, b specs.Mount) int {
+		return strings.Count(a.Destination, "/") - strings.Count(b.Destination, "/")
 	})
-	return append(env, name+"="+value)
+	return append(slices.DeleteFunc(common, volume), own...)
 }
 
 // cgroupPath is where an instance's limits are, below the root of the hierarchy.
@@ -201,9 +224,11 @@ const (
 	labelManaged  = "run.fairway/managed"
 	labelService  = "run.fairway/service"
 	labelRevision = "run.fairway/revision"
-	labelNetwork  = "run.fairway/network"
-	labelAddress  = "run.fairway/address"
-	labelLog      = "run.fairway/log"
+	// labelContainer is the container's name in the revision.
+	labelContainer = "run.fairway/container"
+	labelNetwork   = "run.fairway/network"
+	labelAddress   = "run.fairway/address"
+	labelLog       = "run.fairway/log"
 	// extensionRevision holds the whole revision, so that a later process knows
 	// what it adopts.
 	extensionRevision = "run.fairway.revision"

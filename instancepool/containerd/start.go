@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"time"
 
 	client "github.com/containerd/containerd/v2/client"
@@ -17,6 +18,7 @@ import (
 	"github.com/opencontainers/image-spec/identity"
 	"go.uber.org/zap"
 	"google.golang.org/protobuf/types/known/anypb"
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/fairway-run/fairway/instancepool"
 	"github.com/fairway-run/fairway/revisions"
@@ -103,10 +105,25 @@ func (s *start) phase(name string) {
 	s.began = now
 }
 
+// member is one container of an instance in the making.
+type member struct {
+	c         *corev1.Container
+	id        string // the container's
+	log       string
+	base      *specBase
+	inst      perInstance
+	container client.Container
+	process   *process
+}
+
 func (s *start) run(ctx context.Context) (*handle, error) {
 	r, rev, id := s.r, s.spec.Revision, s.spec.ID
 	s.phase("")
-	base, err := r.base(ctx, s.client, rev)
+	order, err := startOrder(&rev.Template)
+	if err != nil {
+		return nil, err
+	}
+	members, err := s.members(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -116,44 +133,88 @@ func (s *start) run(ctx context.Context) (*handle, error) {
 	}
 	s.onFailure(func(ctx context.Context) error { return r.network.detach(ctx, net.ID) })
 	files := r.filesDir(id)
+	s.onFailure(func(context.Context) error { return removeFiles(files) })
 	if err := writeFiles(files, id, net.host()); err != nil {
 		return nil, err
 	}
-	s.onFailure(func(context.Context) error { return removeFiles(files) })
-	s.phase("network")
-
-	log, err := r.logFile(rev.Service, id)
-	if err != nil {
+	if err := s.prepare(members, net); err != nil {
 		return nil, err
 	}
-	container, err := s.create(ctx, base, net, log)
-	if err != nil {
-		return nil, err
+	s.phase("network")
+
+	for _, m := range members {
+		if err := s.create(ctx, m, net); err != nil {
+			return nil, err
+		}
 	}
 	s.phase("container")
 
-	task, err := s.task(ctx, container, log)
-	if err != nil {
-		return nil, err
+	// All are made before the first one runs: what it does to a volume that they
+	// share cannot change what the others mount.
+	processes := make([]*process, len(members))
+	for i, m := range members {
+		if err := s.task(ctx, m); err != nil {
+			return nil, err
+		}
+		processes[i] = m.process
 	}
 	s.phase("task")
 
-	h := &handle{r: r, id: id, rev: rev, net: net, log: log, container: container, task: task, exited: make(chan struct{}), stopping: make(chan struct{}, 1)}
+	h := r.newHandle(id, rev, net, processes)
 	if err := h.watch(); err != nil {
 		return nil, err
 	}
-	rpc, cancel, err := s.step(ctx)
-	if err == nil {
-		defer cancel()
-		err = task.Start(rpc)
-	}
-	if err != nil {
+	if err := s.startAll(ctx, members, order); err != nil {
 		h.forget()
-		return nil, fmt.Errorf("starting the process: %w", err)
+		return nil, err
 	}
 	h.started = time.Now()
 	s.phase("start")
 	return h, nil
+}
+
+// members returns the instance's containers, the one that gets the requests
+// first.
+func (s *start) members(ctx context.Context) ([]*member, error) {
+	rev := s.spec.Revision
+	ingress := rev.Container()
+	all := []*member{{c: ingress, id: s.spec.ID}}
+	for i := range rev.Template.Spec.Containers {
+		if c := &rev.Template.Spec.Containers[i]; c != ingress {
+			all = append(all, &member{c: c, id: sidecarID(s.spec.ID, len(all))})
+		}
+	}
+	for i, m := range all {
+		var err error
+		if m.base, err = s.r.base(ctx, s.client, rev, m.c); err != nil {
+			return nil, err
+		}
+		sidecar := m.c.Name
+		if i == 0 {
+			sidecar = ""
+		}
+		if m.log, err = s.r.logFile(rev.Service, s.spec.ID, sidecar); err != nil {
+			return nil, err
+		}
+	}
+	return all, nil
+}
+
+// startAll starts the processes, in the order of their containers' names.
+func (s *start) startAll(ctx context.Context, members []*member, order []string) error {
+	for _, name := range order {
+		m := members[slices.IndexFunc(members, func(m *member) bool { return m.c.Name == name })]
+		rpc, cancel, err := s.step(ctx)
+		if err != nil {
+			return err
+		}
+		err = m.process.task.Start(rpc)
+		cancel()
+		if err != nil {
+			return fmt.Errorf("starting the process: %w", m.inst.withoutValues(m.c, err))
+		}
+	}
+	return nil
 }
 
 // step returns a context for the next of a start's calls. The end of ctx comes
@@ -167,16 +228,48 @@ func (s *start) step(ctx context.Context) (context.Context, context.CancelFunc, 
 	return rpc, cancel, nil
 }
 
-// create makes the container with its snapshot and spec.
-func (s *start) create(ctx context.Context, base *specBase, net attachment, log string) (client.Container, error) {
+// prepare makes what the instance has of its own: its volumes, and what its
+// processes are told.
+func (s *start) prepare(members []*member, net attachment) error {
 	r, rev, id := s.r, s.spec.Revision, s.spec.ID
-	record, err := recordOf(rev)
-	if err != nil {
-		return nil, err
+	values := &lookups{values: r.opts.Values}
+	files := r.filesDir(id)
+	for i, m := range members {
+		platform := rev.Env()
+		if i == 0 { // a sidecar gets no requests
+			platform = append(platform, "PORT="+strconv.Itoa(net.port(rev.Port.Number)))
+		}
+		env, err := values.environment(m.c, id, platform)
+		if err != nil {
+			return err
+		}
+		if len(env.skipped) > 0 {
+			r.log.Warn("keys that are no names of environment variables are left out", zap.String("instance", id), zap.Strings("keys", env.skipped))
+		}
+		m.inst = perInstance{
+			id: id, netns: net.NetNS, files: files, cgroups: cgroupPath(r.opts.Namespace, m.id),
+			env: env, own: ownArguments(m.c),
+		}
 	}
+	vols := &volumes{dir: filepath.Join(files, volumesDir), instance: id, rev: rev, lookups: values}
+	if err := vols.make(); err != nil {
+		return err
+	}
+	for _, m := range members {
+		var err error
+		if m.inst.mounts, err = vols.mounts(m.c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// create makes a container with its snapshot and spec.
+func (s *start) create(ctx context.Context, m *member, net attachment) error {
+	r, rev, id := s.r, s.spec.Revision, m.id
 	ctx, cancel, err := s.step(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer cancel()
 	s.onFailure(func(ctx context.Context) error { return r.removeSnapshot(ctx, s.client, id) })
@@ -192,27 +285,31 @@ func (s *start) create(ctx context.Context, base *specBase, net attachment, log 
 		}
 		return ignoreMissing(container.Delete(ctx))
 	})
-	container, err := newContainer(ctx, s.client, id,
-		client.WithImage(base.image),
-		base.snapshot(r.opts.Snapshotter, id),
+	opts := []client.NewContainerOpts{
+		client.WithImage(m.base.image),
+		m.base.snapshot(r.opts.Snapshotter, id),
 		client.WithContainerLabels(labels(rev, map[string]string{
-			labelNetwork: net.ID, labelAddress: net.Address, labelLog: log,
+			labelContainer: m.c.Name, labelNetwork: net.ID, labelAddress: net.Address, labelLog: m.log,
 		})),
-		client.WithContainerExtension(extensionRevision, record),
-		client.WithNewSpec(base.spec(rev, perInstance{
-			id: id, port: net.port(rev.Port.Number), netns: net.NetNS,
-			files: r.filesDir(id), cgroups: cgroupPath(r.opts.Namespace, id),
-		})),
-	)
+		client.WithNewSpec(m.base.spec(rev, m.c, m.inst)),
+	}
+	if id == s.spec.ID {
+		record, err := recordOf(rev)
+		if err != nil {
+			return err
+		}
+		opts = append(opts, client.WithContainerExtension(extensionRevision, record))
+	}
+	m.container, err = newContainer(ctx, s.client, id, opts...)
 	if errdefs.IsNotFound(err) { // the image's file system, which somebody has removed
 		r.mu.Lock()
-		delete(r.specs, specKey(rev))
+		delete(r.specs, specKey(rev, m.c))
 		r.mu.Unlock()
 	}
 	if err != nil {
-		return nil, fmt.Errorf("creating the container: %w", err)
+		return fmt.Errorf("creating the container: %w", err)
 	}
-	return container, nil
+	return nil
 }
 
 // newContainer is the client's own NewContainer without its lease: the label on
@@ -231,18 +328,19 @@ func newContainer(ctx context.Context, c *client.Client, id string, opts ...clie
 	return c.LoadContainer(ctx, id)
 }
 
-// task makes the process, which waits to be started.
-func (s *start) task(ctx context.Context, container client.Container, log string) (client.Task, error) {
+// task makes a container's process, which waits to be started.
+func (s *start) task(ctx context.Context, m *member) error {
 	rpc, cancel, err := s.step(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer cancel()
-	task, err := container.NewTask(rpc, cio.LogFile(log))
+	task, err := m.container.NewTask(rpc, cio.LogFile(m.log))
 	if err != nil {
-		return nil, fmt.Errorf("creating the process: %w", err)
+		return fmt.Errorf("creating the process: %w", m.inst.withoutValues(m.c, err))
 	}
-	return task, nil
+	m.process = s.r.newProcess(m.container, task, m.log)
+	return nil
 }
 
 // snapshot returns an option that gives an instance its file system. It is what
@@ -261,16 +359,16 @@ func (b *specBase) snapshot(snapshotter, id string) client.NewContainerOpts {
 	}
 }
 
-// base returns what the specs of a revision have in common.
-func (r *Runtime) base(ctx context.Context, c *client.Client, rev *revisions.Revision) (*specBase, error) {
-	key := specKey(rev)
+// base returns what the specs of a container of a revision have in common.
+func (r *Runtime) base(ctx context.Context, c *client.Client, rev *revisions.Revision, container *corev1.Container) (*specBase, error) {
+	key := specKey(rev, container)
 	r.mu.Lock()
 	base := r.specs[key]
 	r.mu.Unlock()
 	if base != nil {
 		return base, nil
 	}
-	img, err := r.pinned(ctx, c, rev)
+	img, err := r.pinned(ctx, c, rev, container)
 	if err != nil {
 		return nil, err
 	}
@@ -292,7 +390,9 @@ func (r *Runtime) base(ctx context.Context, c *client.Client, rev *revisions.Rev
 	return base, nil
 }
 
-func specKey(rev *revisions.Revision) string { return rev.Name + " " + rev.Hash }
+func specKey(rev *revisions.Revision, c *corev1.Container) string {
+	return rev.Name + " " + rev.Hash + " " + c.Name
+}
 
 func (r *Runtime) filesDir(id string) string { return filepath.Join(r.opts.StateDir, "files", id) }
 

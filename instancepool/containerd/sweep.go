@@ -82,30 +82,31 @@ func (r *Runtime) sweep(ctx context.Context) error {
 		return fmt.Errorf("listing containers: %w", explain(ctx, err))
 	}
 	var left error
-	for _, container := range containers {
-		if r.busy(container.ID()) {
+	for id, group := range instances(containers) {
+		if r.busy(id) {
 			continue
 		}
 		var h *handle
 		var err error
-		if _, ok := lost[container.ID()]; !ok {
-			h, err = r.load(ctx, container)
+		if _, ok := lost[id]; !ok {
+			h, err = r.load(ctx, id, group)
 		}
 		switch {
 		case err == nil && h != nil:
 			r.keep(h)
 		case err == nil:
-			left = errors.Join(left, r.remove(ctx, container, networkOf(ctx, container)))
+			left = errors.Join(left, r.remove(ctx, id, group, networkOf(ctx, group)))
 		case errors.Is(err, instancepool.ErrUnavailable):
 			return err
 		default: // it may run: its network stays until more is known
-			r.network.adopt(networkOf(ctx, container))
+			r.network.adopt(networkOf(ctx, group))
 			left = errors.Join(left, err)
 		}
 	}
 	for id := range lost { // its container may be gone already
 		if !r.busy(id) {
-			left = errors.Join(left, removeCgroup(cgroupPath(r.opts.Namespace, id)))
+			path := cgroupPath(r.opts.Namespace, id)
+			left = errors.Join(left, removeCgroup(path), removeCgroup(sidecarID(path, "*")))
 		}
 	}
 	left = errors.Join(left, r.sweepSnapshots(ctx, c), r.sweepFiles(), r.network.sweep(ctx))
@@ -119,6 +120,34 @@ func (r *Runtime) sweep(ctx context.Context) error {
 		r.leftovers()
 	}
 	return nil
+}
+
+// sidecarID is the ID of a sidecar's container in an instance: the instance's
+// own is that of the container that gets the requests. Names of revisions have no
+// dots, and only IDs of up to 76 bytes are possible: a container's name may be
+// too long.
+func sidecarID[N int | string](instance string, number N) string {
+	return fmt.Sprint(instance, ".", number)
+}
+
+// instanceOf returns the instance that a container, or its snapshot or log,
+// belongs to.
+func instanceOf(id string) string {
+	instance, _, _ := strings.Cut(id, ".")
+	return instance
+}
+
+// instances returns containers by instance, the one that gets the requests first.
+func instances(containers []client.Container) map[string][]client.Container {
+	all := make(map[string][]client.Container, len(containers))
+	for _, c := range containers {
+		id := instanceOf(c.ID())
+		all[id] = append(all[id], c)
+	}
+	for _, group := range all {
+		slices.SortFunc(group, func(a, b client.Container) int { return strings.Compare(a.ID(), b.ID()) })
+	}
+	return all
 }
 
 // busy reports whether an instance is known to run or being started.
@@ -140,11 +169,46 @@ func (r *Runtime) keep(h *handle) {
 	h.forget()
 }
 
-// load returns a handle for a container whose process runs, or nil for one that
+// load returns a handle for an instance whose containers all run, or nil if one
 // is dead or was never started.
-func (r *Runtime) load(ctx context.Context, container client.Container) (*handle, error) {
+func (r *Runtime) load(ctx context.Context, id string, group []client.Container) (*handle, error) {
 	ctx, cancel := r.within(ctx)
 	defer cancel()
+	if group[0].ID() != id {
+		return nil, nil // it is not there, but a sidecar of it
+	}
+	processes := make([]*process, 0, len(group))
+	for _, container := range group {
+		p, err := r.loadProcess(ctx, container)
+		if p == nil {
+			return nil, err
+		}
+		processes = append(processes, p)
+	}
+	info, err := group[0].Info(ctx, client.WithoutRefreshedMetadata)
+	if err != nil {
+		return nil, fmt.Errorf("reading container %s: %w", id, explain(ctx, err))
+	}
+	rev, err := revisionOf(info.Extensions)
+	if err == nil && len(group) != len(rev.Template.Spec.Containers) {
+		return nil, nil // its start was interrupted
+	}
+	if err != nil {
+		r.log.Warn("an instance cannot be adopted and is removed", zap.String("instance", id), zap.Error(err))
+		return nil, nil
+	}
+	h := r.newHandle(id, rev, attachment{ID: info.Labels[labelNetwork], Address: info.Labels[labelAddress]}, processes)
+	h.started = info.CreatedAt
+	if err := h.watch(); err != nil {
+		return nil, nil // it has just ended
+	}
+	r.network.adopt(h.net.ID)
+	return h, nil
+}
+
+// loadProcess returns the process of a container, or nil if it is dead or was
+// never started.
+func (r *Runtime) loadProcess(ctx context.Context, container client.Container) (*process, error) {
 	info, err := container.Info(ctx)
 	if errdefs.IsNotFound(err) {
 		return nil, nil // it was removed after it had been listed
@@ -166,45 +230,29 @@ func (r *Runtime) load(ctx context.Context, container client.Container) (*handle
 	if status.Status != client.Running && status.Status != client.Paused {
 		return nil, nil
 	}
-	rev, err := revisionOf(info.Extensions)
-	if err != nil {
-		r.log.Warn("an instance cannot be adopted and is removed", zap.String("instance", container.ID()), zap.Error(err))
-		return nil, nil
-	}
-	h := &handle{
-		r: r, id: container.ID(), rev: rev, log: info.Labels[labelLog], container: container, task: task,
-		started: info.CreatedAt, exited: make(chan struct{}), stopping: make(chan struct{}, 1),
-		net: attachment{ID: info.Labels[labelNetwork], Address: info.Labels[labelAddress]},
-	}
-	if err := h.watch(); err != nil {
-		return nil, nil // it has just ended
-	}
-	r.network.adopt(h.net.ID)
-	return h, nil
+	return r.newProcess(container, task, info.Labels[labelLog]), nil
 }
 
-// networkOf returns the network of a container that has been listed.
-func networkOf(ctx context.Context, container client.Container) string {
-	info, err := container.Info(ctx, client.WithoutRefreshedMetadata)
+// networkOf returns the network of an instance whose containers have been listed.
+func networkOf(ctx context.Context, group []client.Container) string {
+	info, err := group[0].Info(ctx, client.WithoutRefreshedMetadata)
 	if err != nil {
 		return "" // the sweep of the networks finds it
 	}
 	return info.Labels[labelNetwork]
 }
 
-// remove removes a container with all that belongs to it.
-func (r *Runtime) remove(ctx context.Context, container client.Container, network string) error {
-	id := container.ID()
+// remove removes the containers of an instance with all that belongs to it. What
+// it has besides them goes last: by the containers the sweep finds it.
+func (r *Runtime) remove(ctx context.Context, id string, group []client.Container, network string) error {
 	rpc, cancel := r.within(ctx)
 	defer cancel()
-	if err := r.removeTask(rpc, container); err != nil {
-		return fmt.Errorf("deleting task %s: %w", id, err)
+	var left error
+	for _, container := range group {
+		left = errors.Join(left, r.removeContainer(rpc, container))
 	}
-	if err := removeCgroup(cgroupPath(r.opts.Namespace, id)); err != nil {
-		return err
-	}
-	if err := ignoreMissing(container.Delete(rpc, client.WithSnapshotCleanup)); err != nil {
-		return fmt.Errorf("deleting container %s: %w", id, err)
+	if left != nil {
+		return left
 	}
 	if network != "" {
 		if err := r.network.detach(ctx, network); err != nil {
@@ -212,6 +260,20 @@ func (r *Runtime) remove(ctx context.Context, container client.Container, networ
 		}
 	}
 	return removeFiles(r.filesDir(id))
+}
+
+func (r *Runtime) removeContainer(ctx context.Context, container client.Container) error {
+	id := container.ID()
+	if err := r.removeTask(ctx, container); err != nil {
+		return fmt.Errorf("deleting task %s: %w", id, err)
+	}
+	if err := removeCgroup(cgroupPath(r.opts.Namespace, id)); err != nil {
+		return err
+	}
+	if err := ignoreMissing(container.Delete(ctx, client.WithSnapshotCleanup)); err != nil {
+		return fmt.Errorf("deleting container %s: %w", id, err)
+	}
+	return nil
 }
 
 // removeTask ends the process of a container and its shim.
@@ -254,7 +316,7 @@ func (r *Runtime) sweepSnapshots(ctx context.Context, c *client.Client) error {
 		return fmt.Errorf("listing snapshots: %w", err)
 	}
 	for _, name := range names {
-		if r.busy(name) {
+		if r.busy(instanceOf(name)) {
 			continue
 		}
 		if _, err := c.ContainerService().Get(rpc, name); !errdefs.IsNotFound(err) {

@@ -648,10 +648,10 @@ func TestEverySourceAtOnce(t *testing.T) {
 			}
 			h.Status()
 		})
-		time.Sleep(10 * time.Minute)
+		time.Sleep(5 * time.Minute)
 		stop()
 		all.Wait()
-		if served.Load() < 100 {
+		if served.Load() < 50 {
 			t.Errorf("%d requests were served: this tests nothing", served.Load())
 		}
 

@@ -17,8 +17,12 @@ func init() {
 
 // adminAPI shows what runs, on Caddy's admin endpoint:
 //
-// - `GET /fairway/services`: the services and their revisions
-// - `GET /fairway/instances`: the instances
+// - `GET /fairway/services`: the services and their revisions; `?service=` asks
+// for one
+// - `GET /fairway/instances`: the instances; `?service=` asks for those of one
+// - `GET /fairway/problems`: files of services and records that cannot be read
+// - `/apis/serving.knative.dev/v1/…`: Knative Serving's own API, which makes and
+// changes services, and `/api/v1/…`, the little of Kubernetes that belongs to it
 //
 // It reads the process-wide engine: after a reload that failed, the app of the
 // failed config would know nothing.
@@ -31,30 +35,53 @@ func (adminAPI) CaddyModule() caddy.ModuleInfo {
 
 // Routes implements caddy.AdminRouter.
 func (adminAPI) Routes() []caddy.AdminRoute {
+	api := kube{engine: current.Load}
+	knative := caddy.AdminHandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
+		api.ServeHTTP(w, r)
+		return nil
+	})
 	return []caddy.AdminRoute{
-		{Pattern: "/fairway/services", Handler: get(func() any { return serviceViews() })},
-		{Pattern: "/fairway/instances", Handler: get(func() any { return instanceViews() })},
+		{Pattern: "/apis", Handler: knative},
+		{Pattern: "/apis/", Handler: knative},
+		{Pattern: "/api", Handler: knative},
+		{Pattern: "/api/", Handler: knative},
+		{Pattern: "/version", Handler: knative},
+		{Pattern: "/openapi/", Handler: knative},
+		{Pattern: "/fairway/services", Handler: get(func(names []string) any { return serviceViews(names...) })},
+		{Pattern: "/fairway/instances", Handler: get(func(names []string) any { return instanceViews(names...) })},
+		{Pattern: "/fairway/problems", Handler: get(func([]string) any { return problemViews() })},
 	}
 }
 
-func get(view func() any) caddy.AdminHandlerFunc {
+// get answers with a view of the services that the query names, or of all.
+func get(view func(names []string) any) caddy.AdminHandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		if r.Method != http.MethodGet && r.Method != http.MethodHead {
 			w.Header().Set("Allow", "GET, HEAD")
 			return caddy.APIError{HTTPStatus: http.StatusMethodNotAllowed, Err: fmt.Errorf("method %s is not allowed", r.Method)}
 		}
 		w.Header().Set("Content-Type", "application/json")
-		return json.NewEncoder(w).Encode(view())
+		return json.NewEncoder(w).Encode(view(r.URL.Query()["service"]))
 	}
 }
 
-// status is what all engines of the process are doing. There is one, unless a
-// config has changed the engine and the old one drains.
-func status() []scaler.ServiceStatus {
+// status is what all engines of the process are doing with the named services,
+// or with all. There is one, unless a config has changed the engine and the old
+// one drains.
+func status(names ...string) []scaler.ServiceStatus {
 	var all []scaler.ServiceStatus
 	engines.Range(func(_, v any) bool {
-		if e, ok := v.(*engine); ok {
+		e, ok := v.(*engine)
+		switch {
+		case !ok:
+		case len(names) == 0:
 			all = append(all, e.scaler.Status()...)
+		default:
+			for _, name := range names {
+				if s, ok := e.scaler.ServiceStatus(name); ok {
+					all = append(all, s)
+				}
+			}
 		}
 		return true
 	})
@@ -64,6 +91,8 @@ func status() []scaler.ServiceStatus {
 // serviceView is a service in the admin API.
 type serviceView struct {
 	Service string `json:"service"`
+	// Owner says who decides what the service is.
+	Owner string `json:"owner,omitempty"`
 	// Serving gets new requests. Latest was asked for last; the two differ while
 	// it is on trial or when it has failed.
 	Serving string `json:"serving,omitempty"`
@@ -108,11 +137,16 @@ type instanceView struct {
 	Since   time.Time `json:"since"`
 }
 
-func serviceViews() []serviceView {
-	all := status()
+func serviceViews(names ...string) []serviceView {
+	all := status(names...)
 	views := make([]serviceView, 0, len(all))
 	for _, s := range all {
 		v := serviceView{Service: s.Name, Queue: s.Waiting, InFlight: s.InFlight, Revisions: make([]revisionView, 0, len(s.Revisions))}
+		if e := current.Load(); e != nil {
+			if st := e.scaler.Registry().State(s.Name); st != nil && st.Service != nil {
+				v.Owner = st.Owner.String()
+			}
+		}
 		if s.Serving != nil {
 			v.Serving = s.Serving.Name
 		}
@@ -137,9 +171,16 @@ func serviceViews() []serviceView {
 	return views
 }
 
-func instanceViews() []instanceView {
+func problemViews() []problem {
+	if e := current.Load(); e != nil {
+		return e.problems()
+	}
+	return make([]problem, 0)
+}
+
+func instanceViews(names ...string) []instanceView {
 	views := make([]instanceView, 0)
-	for _, s := range status() {
+	for _, s := range status(names...) {
 		for _, r := range s.Revisions {
 			for _, i := range r.Instances {
 				views = append(views, instanceView{

@@ -9,16 +9,24 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
+	"path/filepath"
 	"reflect"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyevents"
+	"github.com/caddyserver/certmagic"
 	"go.uber.org/zap"
+	"k8s.io/apimachinery/pkg/util/validation"
 	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
 
 	"github.com/fairway-run/fairway/instancepool"
+	"github.com/fairway-run/fairway/revisions"
+	"github.com/fairway-run/fairway/scaler"
 )
 
 func init() {
@@ -28,6 +36,8 @@ func init() {
 const (
 	onExitKeep = "keep"
 	onExitStop = "stop"
+
+	defaultNamespace = "default"
 )
 
 // App is Fairway's part of a config: the container engine, and the services that
@@ -41,11 +51,24 @@ type App struct {
 	// What becomes of running instances when Caddy exits: `keep` leaves them to
 	// the next process, which adopts them, `stop` stops them. Default: `keep`.
 	OnExit string `json:"on_exit,omitempty"`
+	// Where services are served that are reached by their names: `run.example.com`
+	// makes `hello.run.example.com` the host of the service hello. A scheme says
+	// how clients reach it, `http://localhost:8080`; it is `https` otherwise.
+	// Default: none; handlers without a service then take the first label of the
+	// host for its name, whatever follows.
+	Domain string `json:"domain,omitempty"`
+	// A directory of Knative `service.yaml` files. What is in them is deployed
+	// within a second after a file was added or changed, and deleted with it.
+	ServicesDir string `json:"services_dir,omitempty"`
+	// The one namespace that the Knative API has. Default: `default`.
+	Namespace string `json:"namespace,omitempty"`
 
-	log    *zap.Logger
-	engine *engine
-	key    string
-	ready  chan struct{} // closed when the services are declared
+	log     *zap.Logger
+	engine  *engine
+	key     string
+	domain  revisions.Domain
+	storage certmagic.Storage
+	ready   chan struct{} // closed when the services are declared
 
 	services []*servingv1.Service // made by Start
 
@@ -61,8 +84,11 @@ type Runtime interface {
 	// Settings says how the engine is set up, beyond what names it. It cannot
 	// change while the engine is in use.
 	Settings() string
+	// Dir is where the engine keeps files on this host; secrets and config
+	// maps are kept there too.
+	Dir() string
 	// Open returns the engine. It does not talk to it yet.
-	Open(log *zap.Logger) (instancepool.Runtime, error)
+	Open(log *zap.Logger, values *revisions.Values) (instancepool.Runtime, error)
 }
 
 // CaddyModule tells Caddy what the app is.
@@ -76,6 +102,23 @@ func (a *App) Provision(ctx caddy.Context) error {
 	a.log = ctx.Logger()
 	a.ready = make(chan struct{})
 	a.declared = make(map[string]*Service)
+	a.storage = ctx.Storage()
+	if a.Namespace == "" {
+		a.Namespace = defaultNamespace
+	}
+	if problems := validation.IsDNS1123Label(a.Namespace); len(problems) > 0 {
+		return fmt.Errorf("namespace %q is not a name: %s", a.Namespace, problems[0])
+	}
+	var err error
+	if a.ServicesDir != "" {
+		a.ServicesDir = caddy.NewReplacer().ReplaceKnown(a.ServicesDir, "")
+		if !filepath.IsAbs(a.ServicesDir) {
+			return fmt.Errorf("services_dir %q is not an absolute path", a.ServicesDir)
+		}
+	}
+	if a.domain, err = parseDomain(a.Domain); err != nil {
+		return err
+	}
 	switch a.OnExit {
 	case "":
 		a.OnExit = onExitKeep
@@ -111,6 +154,31 @@ func (a *App) Provision(ctx caddy.Context) error {
 		return fmt.Errorf("setting up the runtime: %w", err)
 	}
 	return nil
+}
+
+// parseDomain reads "run.example.com" or "http://localhost:8080".
+func parseDomain(text string) (revisions.Domain, error) {
+	d := revisions.Domain{Scheme: "https", Host: text}
+	if scheme, host, ok := strings.Cut(text, "://"); ok {
+		d.Scheme, d.Host = scheme, host
+	}
+	name := d.Host
+	if host, port, err := net.SplitHostPort(d.Host); err == nil {
+		name = host
+		if n, err := strconv.Atoi(port); err != nil || n < 1 || n > 65535 {
+			return d, fmt.Errorf("domain %q: %q is not a port", text, port)
+		}
+	}
+	if d.Scheme != "http" && d.Scheme != "https" {
+		return d, fmt.Errorf("domain %q: the scheme is http or https", text)
+	}
+	if text == "" {
+		return d, nil
+	}
+	if problems := validation.IsDNS1123Subdomain(name); len(problems) > 0 {
+		return d, fmt.Errorf("domain %q is not a host name: %s", text, problems[0])
+	}
+	return d, nil
 }
 
 // subscribe asks Caddy to be told when the config has started and when it stops.
@@ -187,9 +255,18 @@ func (a *App) Start() error {
 	a.mu.Lock()
 	declared, referred := maps.Clone(a.declared), slices.Clone(a.referred)
 	a.mu.Unlock()
+	if err := a.engine.open(context.Background(), a.storage, a.domain); err != nil {
+		return err
+	}
+	registry := a.engine.scaler.Registry()
+	for name := range declared {
+		if st := registry.State(name); st != nil && st.Service != nil && st.Owner != revisions.OwnerConfig {
+			return fmt.Errorf("service %s belongs to %s: delete it there before the config declares it", name, st.Owner)
+		}
+	}
 	for _, name := range referred {
-		if declared[name] == nil {
-			return fmt.Errorf("service %s is used but declared nowhere: it needs an image", name)
+		if declared[name] == nil && !registry.Known(name) {
+			a.log.Warn("a handler uses a service that nobody has declared yet", zap.String("service", name))
 		}
 	}
 	repl := caddy.NewReplacer()
@@ -207,7 +284,7 @@ func (a *App) Start() error {
 // activate declares the config's services to the engine. It does not wait for
 // the engine, nor start an instance that nobody asks for.
 func (a *App) activate() error {
-	a.engine.use(a.log, a.OnExit == onExitKeep)
+	a.engine.use(a)
 	a.engine.scaler.Start()
 	if err := a.engine.scaler.Declare(a, a.services); err != nil {
 		a.log.Error("declaring services", zap.Error(err))
@@ -238,14 +315,14 @@ func (a *App) Cleanup() error {
 }
 
 // Acquire waits for the config to be started: Caddy may serve requests before.
-func (a *App) acquire(ctx context.Context, service string) (*instancepool.Lease, error) {
-	lease, err := a.engine.scaler.Acquire(ctx, service)
+func (a *App) acquire(ctx context.Context, r scaler.Request) (*instancepool.Lease, error) {
+	lease, err := a.engine.scaler.Acquire(ctx, r)
 	if !errors.Is(err, errUnknownService) {
 		return lease, err
 	}
 	select {
 	case <-a.ready:
-		return a.engine.scaler.Acquire(ctx, service)
+		return a.engine.scaler.Acquire(ctx, r)
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}

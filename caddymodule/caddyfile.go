@@ -4,6 +4,7 @@ import (
 	"reflect"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
@@ -34,7 +35,10 @@ func init() {
 //			log_dir   <path>
 //			cni_bin   <dirs...>
 //		}
-//		on_exit keep|stop
+//		domain       [http://|https://]<host>[:<port>]
+//		services_dir <path>
+//		namespace    <name>
+//		on_exit      keep|stop
 //	}
 func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
 	d.Next() // the option's name
@@ -79,6 +83,36 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			if a.OnExit != onExitKeep && a.OnExit != onExitStop {
 				return d.Errf("on_exit is keep or stop, not '%s'", a.OnExit)
 			}
+		case "domain":
+			if a.Domain != "" {
+				return d.Err("duplicate option 'domain'")
+			}
+			if !d.AllArgs(&a.Domain) {
+				return d.ArgErr()
+			}
+			if _, err := parseDomain(a.Domain); err != nil {
+				return d.WrapErr(err)
+			}
+		case "services_dir":
+			if a.ServicesDir != "" {
+				return d.Err("duplicate option 'services_dir'")
+			}
+			if !d.AllArgs(&a.ServicesDir) {
+				return d.ArgErr()
+			}
+			if !strings.HasPrefix(a.ServicesDir, "/") && !strings.HasPrefix(a.ServicesDir, "{") {
+				return d.Errf("services_dir is an absolute path, not '%s'", a.ServicesDir)
+			}
+		case "namespace":
+			if a.Namespace != "" {
+				return d.Err("duplicate option 'namespace'")
+			}
+			if !d.AllArgs(&a.Namespace) {
+				return d.ArgErr()
+			}
+			if problems := validation.IsDNS1123Label(a.Namespace); len(problems) > 0 {
+				return d.Errf("'%s' cannot be a namespace: %s", a.Namespace, problems[0])
+			}
 		default:
 			return d.Errf("unrecognized option '%s'", option)
 		}
@@ -98,7 +132,7 @@ var reserved = []string{
 
 // parseHandler reads the directive:
 //
-//	fairway [<matcher>] <service> {
+//	fairway [<matcher>] [<service>] {
 //		image         <reference>
 //		command       <words...>
 //		args          <words...>
@@ -124,16 +158,16 @@ var reserved = []string{
 //	}
 //
 // Without any of Fairway's own options it routes to a service that is declared
-// elsewhere.
+// elsewhere; without a service's name, to the one that the request's host means.
 func parseHandler(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 	h.Next() // the directive's name
 	start := h.Token()
-	if !h.NextArg() {
-		return nil, h.Err("fairway needs the name of a service")
-	}
-	handler := &Handler{Service: h.Val()}
-	if problems := validation.IsDNS1035Label(handler.Service); len(problems) > 0 {
-		return nil, h.Errf("'%s' cannot be a service's name: %s", handler.Service, problems[0])
+	handler := new(Handler)
+	if h.NextArg() {
+		handler.Service = h.Val()
+		if problems := validation.IsDNS1035Label(handler.Service); len(problems) > 0 {
+			return nil, h.Errf("'%s' cannot be a service's name: %s", handler.Service, problems[0])
+		}
 	}
 	if h.NextArg() {
 		return nil, h.ArgErr()
@@ -145,6 +179,9 @@ func parseHandler(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 		}
 	}
 	if len(p.seen) > 0 {
+		if handler.Service == "" {
+			return nil, h.Err("what is declared here needs a name: fairway <service> { … }")
+		}
 		handler.Definition = &p.service
 		if err := declareOnce(h, handler); err != nil {
 			return nil, err

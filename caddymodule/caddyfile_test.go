@@ -114,7 +114,9 @@ func TestCaddyfileErrors(t *testing.T) {
 	})
 	for name, test := range map[string]struct{ text, want string }{
 		"missing image":      {":8080 {\n\tfairway hello {\n\t\tport 80\n\t}\n}\n", "service hello: missing image"},
-		"no service":         {":8080 {\n\tfairway\n}\n", "Caddyfile:2"},
+		"no name":            {":8080 {\n\tfairway {\n\t\timage app\n\t}\n}\n", "what is declared here needs a name"},
+		"bad domain":         {"{\n\tfairway {\n\t\tdomain ftp://x\n\t}\n}\n", "the scheme is http or https"},
+		"bad namespace":      {"{\n\tfairway {\n\t\tnamespace A_B\n\t}\n}\n", "'A_B' cannot be a namespace"},
 		"bad name":           {":8080 {\n\tfairway Hello_1\n}\n", "'Hello_1' cannot be a service's name"},
 		"two names":          {":8080 {\n\tfairway a b\n}\n", "wrong argument count"},
 		"two owners":         {":8080 {\n\tfairway a {\n\t\timage app:1\n\t}\n}\n:8081 {\n\tfairway a {\n\t\timage app:2\n\t}\n}\n", "service a is declared twice, differently: also at Caddyfile:"},

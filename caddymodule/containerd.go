@@ -9,6 +9,7 @@ import (
 
 	"github.com/fairway-run/fairway/instancepool"
 	"github.com/fairway-run/fairway/instancepool/containerd"
+	"github.com/fairway-run/fairway/revisions"
 )
 
 func init() {
@@ -89,9 +90,14 @@ func (c *Containerd) Settings() string {
 	return fmt.Sprintf("network %s, subnet %s, state_dir %s, log_dir %s", o.Network, o.Subnet, o.StateDir, o.LogDir)
 }
 
+// Dir implements Runtime.
+func (c *Containerd) Dir() string { return c.options(zap.NewNop()).WithDefaults().StateDir }
+
 // Open implements Runtime.
-func (c *Containerd) Open(log *zap.Logger) (instancepool.Runtime, error) {
-	return containerd.New(c.options(log))
+func (c *Containerd) Open(log *zap.Logger, values *revisions.Values) (instancepool.Runtime, error) {
+	o := c.options(log)
+	o.Values = values
+	return containerd.New(o)
 }
 
 func (c *Containerd) options(log *zap.Logger) containerd.Options {

@@ -10,10 +10,12 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/certmagic"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
 	"github.com/fairway-run/fairway/instancepool"
+	"github.com/fairway-run/fairway/revisions"
 	"github.com/fairway-run/fairway/scaler"
 )
 
@@ -39,19 +41,56 @@ type engine struct {
 	target   atomic.Pointer[zap.Logger] // of the config that was started last
 	keep     atomic.Bool
 	used     atomic.Bool
+	space    atomic.Pointer[string] // the namespace that the API shows
+
+	// values are the secrets and config maps that instances refer to.
+	values *revisions.Values
+
+	opening sync.Mutex // guards all below
+	storage string     // where records were read from; empty: not yet
+	watched *directory // nil: none
+	closed  bool
+}
+
+// current is the engine of the config that was started last.
+var current atomic.Pointer[engine]
+
+// namespace is the one that the API has.
+func (e *engine) namespace() string { return *e.space.Load() }
+
+// open reads the registry's records, once.
+func (e *engine) open(ctx context.Context, storage certmagic.Storage, domain revisions.Domain) error {
+	e.opening.Lock()
+	defer e.opening.Unlock()
+	name := fmt.Sprint(storage)
+	if e.storage != "" {
+		if e.storage != name {
+			return fmt.Errorf("the storage cannot change while Caddy runs: it is %s, not %s: restart Caddy to change it", e.storage, name)
+		}
+		return nil
+	}
+	e.scaler.Registry().SetDomain(domain)
+	if err := e.scaler.Registry().Open(ctx, storage); err != nil {
+		return fmt.Errorf("reading the registry: %w", err)
+	}
+	e.storage = name
+	return nil
 }
 
 func loadEngine(key string, rt Runtime) (*engine, error) {
 	v, _, err := engines.LoadOrNew(key, func() (caddy.Destructor, error) {
 		e := &engine{settings: rt.Settings()}
+		space := defaultNamespace
+		e.space.Store(&space)
 		e.keep.Store(true)
 		e.target.Store(caddy.Log().Named("fairway"))
 		e.log = zap.New(currentCore{target: &e.target})
-		engine, err := rt.Open(e.log)
+		e.values = revisions.NewValues(rt.Dir())
+		engine, err := rt.Open(e.log, e.values)
 		if err != nil {
 			return nil, err
 		}
-		e.scaler = scaler.New(scaler.Options{Runtime: engine, Observer: e})
+		e.scaler = scaler.New(scaler.Options{Runtime: engine, Observer: e, Registry: revisions.Options{Report: e.report}})
 		return e, nil
 	})
 	if err != nil {
@@ -67,15 +106,63 @@ func loadEngine(key string, rt Runtime) (*engine, error) {
 }
 
 // use notes the settings of the config that is started.
-func (e *engine) use(log *zap.Logger, keep bool) {
-	e.target.Store(log)
-	e.keep.Store(keep)
+func (e *engine) use(a *App) {
+	e.target.Store(a.log)
+	e.keep.Store(a.OnExit == onExitKeep)
+	e.space.Store(&a.Namespace)
 	e.used.Store(true)
+	current.Store(e)
+	e.scaler.Registry().SetDomain(a.domain)
+	e.follow(a.ServicesDir)
 }
+
+// follow watches a directory of services instead of the one before.
+func (e *engine) follow(path string) {
+	e.opening.Lock()
+	defer e.opening.Unlock()
+	if e.closed || (e.watched != nil && e.watched.path == path) {
+		return
+	}
+	e.unwatch()
+	e.scaler.Registry().Disown(revisions.OwnerDirectory(path))
+	if path != "" {
+		e.watched = e.watchDirectory(path)
+	}
+}
+
+// unwatch ends the watch. The caller holds opening.
+func (e *engine) unwatch() {
+	if e.watched != nil {
+		e.watched.close()
+		e.watched = nil
+	}
+}
+
+// problems are what a user has to know of.
+func (e *engine) problems() []problem {
+	all := make([]problem, 0)
+	for _, p := range e.scaler.Registry().Problems() {
+		all = append(all, problem{Source: p.Key, Error: p.Error()})
+	}
+	e.opening.Lock()
+	defer e.opening.Unlock()
+	if e.watched != nil {
+		all = append(all, e.watched.errors()...)
+	}
+	return all
+}
+
+// report logs what the registry could not read or write.
+func (e *engine) report(err error) { e.log.Error("registry", zap.Error(err)) }
 
 // Destruct is called when no config uses the engine any more. While Caddy runs
 // on that must not hold it up, as the instances may take long to drain.
 func (e *engine) Destruct() error {
+	current.CompareAndSwap(e, nil)
+	e.opening.Lock()
+	e.closed = true
+	e.unwatch()
+	e.opening.Unlock()
 	if !e.used.Load() || caddy.Exiting() {
 		ctx, cancel := context.WithTimeout(context.Background(), exitBudget)
 		defer cancel()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -45,7 +46,9 @@ func (m *fakeModule) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 func (m *fakeModule) Key() string      { return "fake " + m.Name }
 func (m *fakeModule) Settings() string { return "mood " + m.Mood }
 
-func (m *fakeModule) Open(*zap.Logger) (instancepool.Runtime, error) {
+func (m *fakeModule) Dir() string { return filepath.Join(caddy.DefaultStorage.Path, "state") }
+
+func (m *fakeModule) Open(*zap.Logger, *revisions.Values) (instancepool.Runtime, error) {
 	rt, ok := fakes.Load(m.Name)
 	if !ok {
 		return nil, fmt.Errorf("no fake of the name %q", m.Name)

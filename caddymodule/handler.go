@@ -17,6 +17,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/fairway-run/fairway/instancepool"
+	"github.com/fairway-run/fairway/scaler"
 )
 
 func init() {
@@ -27,6 +28,8 @@ const (
 	// dialAttempts is how many instances are tried for a request of which nothing
 	// was sent yet.
 	dialAttempts = 3
+	// tagHeader names a traffic tag (Knative: tag header based routing).
+	tagHeader = "Knative-Serving-Tag"
 	// statusClientClosed is what the access log shows for a client that left
 	// (nginx: 499).
 	statusClientClosed = 499
@@ -49,7 +52,8 @@ const (
 // `{http.fairway.queue_duration}` | How long the request waited for a slot
 // `{http.fairway.cold_start}` | `true` when it waited for an instance to start
 type Handler struct {
-	// The name of the service.
+	// The name of the service. Default: the one that the request's host means,
+	// `<service>.<domain>` or `<tag>---<service>.<domain>`.
 	Service string `json:"service,omitempty"`
 	// What the service is, unless it is declared elsewhere.
 	Definition *Service `json:"definition,omitempty"`
@@ -69,7 +73,7 @@ func (*Handler) CaddyModule() caddy.ModuleInfo {
 
 // Provision sets up the handler.
 func (h *Handler) Provision(ctx caddy.Context) error {
-	if h.Service == "" {
+	if h.Service == "" && h.Definition != nil {
 		return errors.New("the service has no name")
 	}
 	h.log = ctx.Logger()
@@ -83,7 +87,9 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 			return err
 		}
 	}
-	h.app.refer(h.Service)
+	if h.Service != "" {
+		h.app.refer(h.Service)
+	}
 	return h.provisionProxy(ctx)
 }
 
@@ -131,10 +137,24 @@ func (h *Handler) Cleanup() error {
 // ServeHTTP waits for a lease and sends the request to its instance.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	x := &exchange{began: time.Now()}
+	want := scaler.Request{Service: h.Service}
+	if h.Service == "" {
+		var err error
+		if want.Service, want.Tag, err = serviceOfHost(h.app.engine.scaler.Registry(), r.Host); err != nil {
+			return caddyhttp.Error(http.StatusNotFound, err)
+		}
+	}
+	if want.Tag == "" {
+		want.Tag, want.AnyTag = r.Header.Get(tagHeader), true
+	}
+	want.Revision, want.Instance = affinityOf(r)
 	for attempt := 1; ; attempt++ {
-		lease, err := h.app.acquire(r.Context(), h.Service)
+		lease, err := h.app.acquire(r.Context(), want)
 		if err != nil {
-			return h.refuse(w, r, err)
+			return h.refuse(w, r, want.Service, err)
+		}
+		if lease.Revision().Affinity && lease.Instance().ID() != want.Instance {
+			setAffinity(w, r, lease)
 		}
 		err = h.send(w, r, next, x, lease)
 		var dial *instancepool.DialError
@@ -159,7 +179,7 @@ func (h *Handler) send(w http.ResponseWriter, r *http.Request, next caddyhttp.Ha
 
 // refuse turns the reason why there is no lease into a response, with the
 // statuses of Cloud Run.
-func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, err error) error {
+func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, service string, err error) error {
 	status, outcome := http.StatusServiceUnavailable, "unavailable"
 	var start *instancepool.StartError
 	switch {
@@ -170,13 +190,18 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, err error) erro
 		w.Header().Set("Retry-After", "1")
 	case errors.Is(err, instancepool.ErrTimeout):
 		status, outcome = http.StatusGatewayTimeout, "timeout"
+	case errors.Is(err, scaler.ErrUnknownService), errors.Is(err, scaler.ErrUnknownTag):
+		status, outcome = http.StatusNotFound, "unknown"
+	case errors.Is(err, scaler.ErrNotReady):
+		outcome = "not_ready"
+		w.Header().Set("Retry-After", "1")
 	case errors.As(err, &start):
 		outcome = "start_failed"
 		w.Header().Set("Retry-After", strconv.Itoa(max(1, int(math.Ceil(start.RetryAfter.Seconds())))))
 	}
-	countRefused(h.Service, outcome)
+	countRefused(service, outcome)
 	if extra, ok := r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
-		extra.Set(zap.String("fairway_service", h.Service))
+		extra.Set(zap.String("fairway_service", service))
 		extra.Set(zap.String("fairway_outcome", outcome))
 	}
 	return caddyhttp.Error(status, err)
@@ -278,12 +303,17 @@ func (leasedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 		ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: gotConn})
 	}
 	r = r.WithContext(ctx)
+	setForwarded(r.Header)                                   // the proxy has made these for this attempt
 	resp, err := x.lease.Instance().Transport().RoundTrip(r) //nolint:bodyclose // the proxy closes it
 	timer.Stop()
 	if err == nil {
 		// The context ends with the request's own, so that the body can be read
 		// until then.
 		return resp, nil
+	}
+	if sent && ctx.Err() == nil {
+		// Its end may not have been noticed yet: the next request must not meet it.
+		x.lease.Suspect()
 	}
 	var dial *instancepool.DialError
 	switch {

@@ -58,7 +58,7 @@ func startHost(t *testing.T, site string, handler func(id string, rev *revisions
 
 func (h *host) config(site string) []byte {
 	h.t.Helper()
-	text := fmt.Sprintf("{\n\tadmin off\n\tauto_https off\n\tfairway {\n\t\truntime fake {\n\t\t\tname %s\n\t\t}\n\t}\n}\nhttp://127.0.0.1:%s {\n\tbind 127.0.0.1\n%s\n}\n", h.t.Name(), h.port, site)
+	text := fmt.Sprintf("{\n\tadmin off\n\tauto_https off\n\tfairway {\n\t\truntime fake {\n\t\t\tname %s\n\t\t}\n\t}\n}\nhttp://127.0.0.1:%s, http://*.example.com:%s {\n\tbind 127.0.0.1\n%s\n}\n", h.t.Name(), h.port, h.port, site)
 	js, err := adapt(h.t, text)
 	if err != nil {
 		h.t.Fatal(err)
@@ -125,6 +125,8 @@ func eventually(t *testing.T, what string, is func() bool) {
 // hello answers with the instance and the revision.
 func hello(id string, rev *revisions.Revision) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Revision", rev.Name)
+		w.Header().Set("X-Instance", id)
 		fmt.Fprintf(w, "%s %s", rev.Name, id)
 	})
 }
@@ -513,8 +515,7 @@ func TestMetricsSurviveReloads(t *testing.T) {
 
 func TestConfigErrors(t *testing.T) {
 	for name, test := range map[string]struct{ config, want string }{
-		"declared nowhere": {`{"handler": "fairway", "service": "hello"}`, "service hello is used but declared nowhere"},
-		"no name":          {`{"handler": "fairway"}`, "the service has no name"},
+		"no name":          {`{"handler": "fairway", "definition": {"image": "app"}}`, "the service has no name"},
 		"no image":         {`{"handler": "fairway", "service": "hello", "definition": {"port": 1}}`, "service hello: missing image"},
 		"own upstreams":    {`{"handler": "fairway", "service": "hello", "definition": {"image": "app"}, "proxy": {"upstreams": [{"dial": "x:1"}]}}`, "upstreams has no place here"},
 		"unknown field":    {`{"handler": "fairway", "service": "hello", "colour": 1}`, `unknown field "colour"`},
@@ -533,6 +534,9 @@ func TestConfigErrors(t *testing.T) {
 func TestAdminAPI(t *testing.T) {
 	startHost(t, "fairway hello {\n image app:1\n}", hello)
 	for _, route := range (adminAPI{}).Routes() {
+		if !strings.HasPrefix(route.Pattern, "/fairway/") {
+			continue
+		}
 		rec := httptest.NewRecorder()
 		if err := route.Handler.ServeHTTP(rec, httptest.NewRequest(http.MethodGet, route.Pattern, nil)); err != nil {
 			t.Errorf("GET %s: %v", route.Pattern, err)

@@ -8,7 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source test/lib.sh
 
 packages=(caddymodule instancepool revisions scaler test)
-modules=(fairway http.handlers.fairway admin.api.fairway fairway.runtimes.containerd)
+modules=(fairway http.handlers.fairway admin.api.fairway fairway.runtimes.containerd tls.permission.fairway)
 summary=()
 failed=0
 
@@ -17,7 +17,7 @@ usage() {
 		usage: sudo ./test/run.sh [--full]
 
 		Installs what is missing, then: gofmt, go vet, golangci-lint, ./xcaddy.sh build,
-		unit tests, end-to-end tests. --full adds fuzzing and the long tests. Without root it runs
+		unit tests, end-to-end tests, Knative's conformance tests. --full adds fuzzing and the long tests. Without root it runs
 		what needs none and names the rest. The last lines say what passed; the exit
 		code is 0 only if all did.
 	USAGE
@@ -41,6 +41,7 @@ main() {
 	go_test unit "${unit[@]}"
 	[[ -z ${FAIRWAY_FULL:-} ]] || step "fuzzing" fuzz
 	go_test e2e -count=1 -timeout 60m -p 1 ./test/...
+	is_root && step "Knative's conformance tests" ./test/conformance/run.sh
 	give_back "$cache"
 	report
 }

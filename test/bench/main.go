@@ -3,8 +3,10 @@
 // mean little.
 //
 //	sudo go run ./test/bench [-rounds n] [-seconds n] [cold] [warm]
+//	go run ./test/bench [-services n] [-revisions n] growth
 //
-// It needs root, containerd and ./caddy (./xcaddy.sh build), and wrk for warm.
+// cold and warm need root, containerd and ./caddy (./xcaddy.sh build), and warm
+// needs wrk; growth needs nothing.
 package main
 
 import (
@@ -41,6 +43,8 @@ func main() {
 	rounds := flag.Int("rounds", 60, "cold starts of each kind")
 	seconds := flag.Int("seconds", 5, "length of each of the 5 rounds of load, per side")
 	caddy := flag.String("caddy", "./caddy", "the Caddy with Fairway to measure")
+	services := flag.Int("services", 10_000, "services of growth")
+	revs := flag.Int("revisions", 100_000, "revisions of all services of growth")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -48,10 +52,30 @@ func main() {
 	if len(which) == 0 {
 		which = []string{"cold", "warm"}
 	}
-	if err := run(ctx, which, *caddy, *rounds, *seconds); err != nil {
+	err := runGrowth(ctx, &which, *services, *revs)
+	if err == nil && len(which) > 0 {
+		err = run(ctx, which, *caddy, *rounds, *seconds)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
+}
+
+// runGrowth runs growth if it is wanted, which needs none of what the others do.
+func runGrowth(ctx context.Context, which *[]string, services, revs int) error {
+	i := slices.Index(*which, "growth")
+	if i < 0 {
+		return nil
+	}
+	*which = slices.Delete(*which, i, i+1)
+	if services < 1 || revs < services {
+		return fmt.Errorf("growth: %d revisions of %d services cannot be", revs, services)
+	}
+	if err := growth(ctx, services, revs); err != nil {
+		return fmt.Errorf("growth: %w", err)
+	}
+	return nil
 }
 
 func run(ctx context.Context, which []string, caddy string, rounds, seconds int) (err error) {
@@ -77,7 +101,7 @@ func run(ctx context.Context, which []string, caddy string, rounds, seconds int)
 		case "warm":
 			err = warm(ctx, daemon, caddy, time.Duration(seconds)*time.Second)
 		default:
-			err = fmt.Errorf("unknown benchmark %q: there are cold and warm", name)
+			err = fmt.Errorf("unknown benchmark %q: there are cold, warm and growth", name)
 		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", name, err)

@@ -130,6 +130,7 @@ type host struct {
 	admin     string // host and port of the admin endpoint
 	runtime   map[string]string
 	exit      string
+	options   []string // more lines of the fairway block
 	client    *http.Client
 	foreign   []string // containers that the test itself made
 
@@ -286,7 +287,11 @@ func (h *host) caddyfile(site string) string {
 	for name, value := range h.runtime {
 		fmt.Fprintf(&b, "\t\t\t%s %s\n", name, value)
 	}
-	fmt.Fprintf(&b, "\t\t}\n\t\ton_exit %s\n\t}\n}\n", h.exit)
+	b.WriteString("\t\t}\n")
+	for _, line := range h.options {
+		b.WriteString("\t\t" + line + "\n")
+	}
+	fmt.Fprintf(&b, "\t\ton_exit %s\n\t}\n}\n", h.exit)
 	_, port, _ := net.SplitHostPort(h.site)
 	fmt.Fprintf(&b, "http://:%s {\n%s\n}\n", port, site)
 	return b.String()
@@ -367,6 +372,7 @@ func (h *host) reload(caddyfile string, force bool) error {
 	// A connection of its own: the admin endpoint restarts at each reload.
 	req.Close = true
 	got := h.do(req)
+	h.client.CloseIdleConnections() // to the old config's server
 	switch {
 	case got.err != nil:
 		return got.err
@@ -452,6 +458,9 @@ func (h *host) takeDown() {
 		return
 	}
 	h.exit = "stop"
+	// Without their records the services are unknown, and their instances stopped.
+	h.check(os.RemoveAll(filepath.Join(h.dir, "storage", "fairway")))
+	h.options = nil
 	h.start(h.caddyfile("respond ok"))
 	limit := time.Now().Add(patience)
 	// The end of an instance is logged when nothing of it is left.

@@ -51,7 +51,6 @@ func (h *host) badConfigs(site string) map[string]string {
 		"no such file": h.caddyfile(site+"\n"+h.service("extra")) + "https://localhost {\n\ttls /none.pem /none.key\n}\n",
 		// The services are declared by then, or not: apps start in any order.
 		"no listener": h.caddyfile(site+"\n"+h.service("extra")) + "http://" + address + " {\n\tbind 127.0.0.1\n}\n",
-		"no owner":    h.caddyfile(site + "\nfairway @none unheard-of\n@none path /none"),
 	}
 }
 

@@ -279,3 +279,43 @@ func TestReboot(t *testing.T) {
 	f.stop(f.serve(r, rev))
 	f.leftWithin(patience, 1)
 }
+
+// TestForgottenShim has a shim that containerd knows nothing of: it is ended, and
+// no other is.
+func TestForgottenShim(t *testing.T) {
+	o := Options{Address: "/run/some.sock", Namespace: "some"}
+	run := func(args ...string) *exec.Cmd {
+		t.Helper()
+		cmd := exec.Command("/bin/sh", append([]string{"-c", "read forever"}, args...)...)
+		cmd.Args[0] = "/usr/bin/containerd-shim-runc-v2"
+		stdin, err := cmd.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			_ = stdin.Close()
+			_ = cmd.Wait()
+		})
+		return cmd
+	}
+	forgotten := run("-namespace", "some", "-id", "hello-1", "-address", "/run/some.sock")
+	others := []*exec.Cmd{
+		run("-namespace", "some", "-id", "hello-12", "-address", "/run/some.sock"),
+		run("-namespace", "some", "-id", "hello-1", "-address", "/run/other.sock"),
+		run("-namespace", "other", "-id", "hello-1", "-address", "/run/some.sock"),
+	}
+	if err := killShim(o, "hello-1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := forgotten.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
+		t.Errorf("the forgotten one: %v", err)
+	}
+	for _, other := range others {
+		if err := other.Process.Signal(syscall.Signal(0)); err != nil {
+			t.Errorf("%q was ended: %v", other.Args, err)
+		}
+	}
+}

@@ -295,7 +295,10 @@ func (r *Runtime) removeTask(ctx context.Context, container client.Container) er
 		return errors.New("the runtime is closed")
 	}
 	_, err = c.TaskService().Delete(ctx, &tasks.DeleteTaskRequest{ContainerID: container.ID()})
-	return ignoreMissing(errgrpc.ToNative(err))
+	if err := ignoreMissing(errgrpc.ToNative(err)); err != nil {
+		return err
+	}
+	return killShim(r.opts, container.ID())
 }
 
 func (r *Runtime) removeSnapshot(ctx context.Context, c *client.Client, id string) error {

@@ -610,6 +610,11 @@ func (p *Pool) countFailure(f *StartError, i *Instance) {
 	if errors.Is(f.Err, ErrImage) {
 		f.Reason = "ContainerMissing"
 	}
+	// The engine may know better, such as CreateContainerConfigError.
+	var known interface{ Reason() string }
+	if errors.As(f.Err, &known) {
+		f.Reason = known.Reason()
+	}
 	p.failure = f
 	if !outage {
 		p.answerAwaits(p.failureNow())

@@ -558,16 +558,15 @@ func (s *Scaler) resolve(ctx context.Context, rev *revisions.Revision) error {
 		ctx, cancel := context.WithTimeout(s.ctx, pullTimeout)
 		defer cancel()
 		defer s.pulling.Delete(rev.Name)
-		digest, err := s.opts.Runtime.Resolve(ctx, rev.Image, func(p instancepool.Progress) {
-			if _, known := s.pulling.Swap(rev.Name, p); !known {
-				s.opts.Observer.Revision(RevisionEvent{Kind: "image_pulling", Service: rev.Service, Revision: rev.Name})
-			}
-		})
-		e := RevisionEvent{Kind: "image_resolved", Service: rev.Service, Revision: rev.Name, Digest: digest, Took: time.Since(began)}
+		digests, err := s.resolveAll(ctx, rev)
+		e := RevisionEvent{Kind: "image_resolved", Service: rev.Service, Revision: rev.Name, Digest: digests[rev.Image], Took: time.Since(began)}
 		if err != nil {
-			e.Kind, e.Err = "image_failed", fmt.Errorf("resolving image %s: %w", rev.Image, err)
+			e.Kind, e.Err = "image_failed", err
 		} else {
-			s.registry.Pin(rev, digest)
+			for image, digest := range digests {
+				rev.PinImage(image, digest)
+			}
+			s.registry.Pin(rev, e.Digest)
 		}
 		s.opts.Observer.Revision(e)
 		return nil, e.Err
@@ -583,6 +582,23 @@ func (s *Scaler) resolve(ctx context.Context, rev *revisions.Revision) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+}
+
+// resolveAll returns the digests of the images of all of a revision's containers.
+func (s *Scaler) resolveAll(ctx context.Context, rev *revisions.Revision) (map[string]string, error) {
+	digests := make(map[string]string, 1)
+	for _, image := range rev.Images() {
+		digest, err := s.opts.Runtime.Resolve(ctx, image, func(p instancepool.Progress) {
+			if _, known := s.pulling.Swap(rev.Name, p); !known {
+				s.opts.Observer.Revision(RevisionEvent{Kind: "image_pulling", Service: rev.Service, Revision: rev.Name})
+			}
+		})
+		if err != nil {
+			return nil, fmt.Errorf("resolving image %s: %w", image, err)
+		}
+		digests[image] = digest
+	}
+	return digests, nil
 }
 
 // Dismiss answers every waiting request with ErrRemoved.

@@ -15,6 +15,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"knative.dev/serving/pkg/apis/serving"
 	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
@@ -671,5 +672,22 @@ func TestEverySourceAtOnce(t *testing.T) {
 		equal(t, "revisions", h.Registry().RevisionNames(), []string{st.Latest().Name})
 		h.close(Stop)
 		equal(t, "running in the end", maps.Collect(maps.All(h.running())), map[string]int{})
+	})
+}
+
+// The images of all containers are pinned when the revision is made.
+func TestEveryImageIsPinned(t *testing.T) {
+	bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
+		rt.Image(func(_ context.Context, name string) (string, error) { return "sha256:" + name, nil })
+		h := boot(t, rt)
+		v := svc(t, "hello")
+		c := &v.Spec.Template.Spec.Containers
+		(*c)[0].Ports = []corev1.ContainerPort{{ContainerPort: 8080}}
+		*c = append(*c, corev1.Container{Name: "proxy", Image: "proxy:1"})
+		h.declare(1, v)
+		rev := h.Registry().Revision("hello-00001")
+		if rev.Digest() != "sha256:app:1" || rev.ImageDigest("proxy:1") != "sha256:proxy:1" {
+			t.Errorf("pinned to %q and %q", rev.Digest(), rev.ImageDigest("proxy:1"))
+		}
 	})
 }

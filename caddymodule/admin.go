@@ -158,7 +158,7 @@ func serviceViews(names ...string) []serviceView {
 		}
 		for _, r := range s.Revisions {
 			rv := revisionView{
-				Revision: r.Revision.Name, State: r.Role, Image: r.Revision.Image, Digest: r.Revision.Digest(),
+				Revision: r.Revision.Name, State: r.Role, Image: r.Revision.Spec().Image, Digest: r.Revision.Digest(),
 				Created: r.Revision.Created, Queue: r.Waiting, InFlight: r.InFlight, Instances: len(r.Instances),
 			}
 			if r.Pulling != nil {

@@ -153,7 +153,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		if err != nil {
 			return h.refuse(w, r, want.Service, err)
 		}
-		if lease.Revision().Affinity && lease.Instance().ID() != want.Instance {
+		if lease.Revision().Spec().Affinity && lease.Instance().ID() != want.Instance {
 			setAffinity(w, r, lease)
 		}
 		err = h.send(w, r, next, x, lease)
@@ -246,7 +246,7 @@ func (x *exchange) take(r *http.Request, lease *instancepool.Lease) {
 	}
 }
 
-func (x *exchange) deadline() time.Time { return x.began.Add(x.lease.Revision().Timeout) }
+func (x *exchange) deadline() time.Time { return x.began.Add(x.lease.Revision().Spec().Timeout) }
 
 func (x *exchange) placeholder(key string) (any, bool) {
 	switch key {

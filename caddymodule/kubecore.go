@@ -112,7 +112,7 @@ func (q kubeRequest) pods() []corev1.Pod {
 				p.Labels = map[string]string{
 					serving.ServiceLabelKey: s.Name, serving.ConfigurationLabelKey: s.Name, serving.RevisionLabelKey: r.Revision.Name,
 				}
-				r.Revision.Template.Spec.PodSpec.DeepCopyInto(&p.Spec)
+				r.Revision.Spec().Template.Spec.PodSpec.DeepCopyInto(&p.Spec)
 				p.Status.Phase = corev1.PodRunning
 				for _, c := range p.Spec.Containers {
 					p.Status.ContainerStatuses = append(p.Status.ContainerStatuses, corev1.ContainerStatus{

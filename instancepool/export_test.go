@@ -16,8 +16,8 @@ func (p *Pool) Check() error {
 	var inFlight, free, ready, starting, suspects, waiting int
 	for _, i := range p.instances {
 		inFlight += i.inFlight
-		if i.inFlight < 0 || i.inFlight > p.rev.Concurrency {
-			return fmt.Errorf("%s has %d requests in flight, the limit is %d", i.id, i.inFlight, p.rev.Concurrency)
+		if i.inFlight < 0 || i.inFlight > p.spec.Concurrency {
+			return fmt.Errorf("%s has %d requests in flight, the limit is %d", i.id, i.inFlight, p.spec.Concurrency)
 		}
 		switch i.state {
 		case Starting:
@@ -26,10 +26,10 @@ func (p *Pool) Check() error {
 			suspects++
 		case Ready:
 			ready++
-			free += p.rev.Concurrency - i.inFlight
+			free += p.spec.Concurrency - i.inFlight
 		default: // counted nowhere
 		}
-		if listed, want := i.list != nil, i.state == Ready && i.inFlight < p.rev.Concurrency; listed != want {
+		if listed, want := i.list != nil, i.state == Ready && i.inFlight < p.spec.Concurrency; listed != want {
 			return fmt.Errorf("%s, %s with %d in flight: among the free ones: %t", i.id, i.state, i.inFlight, listed)
 		}
 	}

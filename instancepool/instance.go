@@ -74,7 +74,7 @@ func (i *Instance) Transport() *http.Transport { return i.transport }
 func (i *Instance) Exited() <-chan struct{} { return i.handle.Exited() }
 
 func newTransport(h Handle) *http.Transport {
-	rev := h.Revision()
+	spec := h.Revision().Spec()
 	address := h.Address()
 	dialer := &net.Dialer{Timeout: 3 * time.Second, KeepAlive: 30 * time.Second}
 	t := &http.Transport{
@@ -97,13 +97,13 @@ func newTransport(h Handle) *http.Transport {
 				return conn, nil
 			}
 		},
-		MaxIdleConnsPerHost:   rev.Concurrency,
+		MaxIdleConnsPerHost:   spec.Concurrency,
 		IdleConnTimeout:       2 * time.Minute,
 		ExpectContinueTimeout: time.Second,
 		ReadBufferSize:        16 << 10,
 		WriteBufferSize:       16 << 10,
 	}
-	if rev.Port.H2C {
+	if spec.Port.H2C {
 		t.Protocols = new(http.Protocols)
 		t.Protocols.SetUnencryptedHTTP2(true)
 	}

@@ -90,6 +90,7 @@ const (
 // Pool holds the instances of one revision. It is safe for concurrent use.
 type Pool struct {
 	rev  *revisions.Revision
+	spec *revisions.Spec // the revision's
 	opts Options
 	// target is the number of requests from which an instance is no longer
 	// preferred over others with fewer.
@@ -139,7 +140,8 @@ func New(rev *revisions.Revision, opts Options) *Pool {
 	if opts.Probe == nil {
 		opts.Probe = probe
 	}
-	p := &Pool{rev: rev, opts: opts, target: max(1, rev.Concurrency*7/10), done: make(chan struct{})}
+	spec := rev.Spec()
+	p := &Pool{rev: rev, spec: spec, opts: opts, target: max(1, spec.Concurrency*7/10), done: make(chan struct{})}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	return p
 }
@@ -180,7 +182,7 @@ func (p *Pool) AcquireOn(ctx context.Context, instance string) (*Lease, error) {
 	p.scale()
 	p.mu.Unlock()
 
-	timeout := time.NewTimer(p.rev.Timeout)
+	timeout := time.NewTimer(p.spec.Timeout)
 	defer timeout.Stop()
 	select {
 	case g := <-w.settled:
@@ -218,7 +220,7 @@ func (p *Pool) refusal() error {
 	if p.failure != nil && p.alive() == 0 && time.Now().Before(p.retryAt) {
 		return p.failureNow()
 	}
-	if p.waiters.length >= p.rev.QueueDepth {
+	if p.waiters.length >= p.spec.QueueDepth {
 		return ErrQueueFull
 	}
 	return nil
@@ -283,7 +285,7 @@ func (p *Pool) admit(i *Instance) {
 func (p *Pool) place(i *Instance) {
 	var want *freeList
 	switch {
-	case i.state != Ready || i.inFlight >= p.rev.Concurrency:
+	case i.state != Ready || i.inFlight >= p.spec.Concurrency:
 	case i.inFlight < p.target:
 		want = &p.below
 	default:
@@ -377,7 +379,7 @@ func (p *Pool) snapshot() Snapshot {
 	s := Snapshot{
 		Waiting: p.waiters.length, InFlight: p.inFlight, Free: p.free,
 		Ready: p.ready, Starting: p.starting, Suspect: p.suspects,
-		Concurrency: p.rev.Concurrency, Min: p.rev.MinInstances, Max: p.rev.MaxInstances,
+		Concurrency: p.spec.Concurrency, Min: p.spec.MinInstances, Max: p.spec.MaxInstances,
 	}
 	s.Min = max(s.Min, p.floor)
 	if s.Max > 0 {
@@ -457,7 +459,7 @@ func (p *Pool) bringUp(ctx context.Context, i *Instance, h Handle) (Handle, map[
 			return nil, nil, err
 		}
 	}
-	limit := p.rev.Startup.Delay + p.rev.Startup.Total + startAllowance
+	limit := p.spec.Startup.Delay + p.spec.Startup.Total + startAllowance
 	ctx, stop := context.WithTimeoutCause(ctx, limit, fmt.Errorf("%w: not started within %s", errNotReady, limit))
 	defer stop()
 	var mu sync.Mutex // guards phases: a runtime may report from several goroutines
@@ -512,7 +514,7 @@ func (p *Pool) becomeReady(i *Instance, h Handle) error {
 func (p *Pool) makeReady(i *Instance) {
 	p.setState(i, Ready)
 	p.ready++
-	p.free += p.rev.Concurrency - i.inFlight
+	p.free += p.spec.Concurrency - i.inFlight
 	p.place(i)
 }
 
@@ -524,7 +526,7 @@ func (p *Pool) setState(i *Instance, s State) {
 		p.starting--
 	case Ready:
 		p.ready--
-		p.free -= p.rev.Concurrency - i.inFlight
+		p.free -= p.spec.Concurrency - i.inFlight
 	case Suspect:
 		p.suspects--
 	default: // counted nowhere
@@ -747,10 +749,10 @@ func (p *Pool) startIdling(i *Instance) {
 	}
 	i.idleSet = true
 	if i.idle == nil {
-		i.idle = time.AfterFunc(p.rev.IdleTimeout, func() { p.idled(i) })
+		i.idle = time.AfterFunc(p.spec.IdleTimeout, func() { p.idled(i) })
 		return
 	}
-	i.idle.Reset(p.rev.IdleTimeout)
+	i.idle.Reset(p.spec.IdleTimeout)
 }
 
 // idled stops an instance that has been idle for the whole idle timeout. The
@@ -762,9 +764,9 @@ func (p *Pool) idled(i *Instance) {
 	if i.state != Ready || i.inFlight > 0 || p.detached {
 		return
 	}
-	left := p.rev.IdleTimeout - time.Since(i.idleAt)
+	left := p.spec.IdleTimeout - time.Since(i.idleAt)
 	if left <= 0 && p.ready+p.starting <= p.snapshot().Min {
-		left = p.rev.IdleTimeout
+		left = p.spec.IdleTimeout
 	}
 	if left > 0 {
 		i.idleSet = true
@@ -831,8 +833,8 @@ type await struct {
 // Await starts instances until n are ready, and returns nil then, or why the
 // first that failed did. An engine that does not answer is waited for.
 func (p *Pool) Await(ctx context.Context, n int) error {
-	if p.rev.MaxInstances > 0 {
-		n = min(n, p.rev.MaxInstances)
+	if p.spec.MaxInstances > 0 {
+		n = min(n, p.spec.MaxInstances)
 	}
 	a := &await{n: n, result: make(chan error, 1)}
 	p.mu.Lock()

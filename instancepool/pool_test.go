@@ -33,12 +33,11 @@ type testPool struct {
 
 // revision returns one with Cloud Run's defaults and this concurrency.
 func revision(concurrency int) *revisions.Revision {
-	return &revisions.Revision{
-		Name: "hello-00001", Service: "hello", Generation: 1,
+	return revisions.New("hello", "hello-00001", 1, &revisions.Spec{
 		Port: revisions.Port{Number: 8080}, Concurrency: concurrency,
 		Timeout: 5 * time.Minute, IdleTimeout: 15 * time.Minute, QueueDepth: 10_000,
 		Startup: revisions.Probe{Port: 8080, Attempt: time.Second, Total: 4 * time.Minute},
-	}
+	})
 }
 
 // start returns a pool for rev that is drained when the test ends, which then
@@ -176,7 +175,7 @@ func TestBurstStartsWhatItNeeds(t *testing.T) {
 		t.Run(fmt.Sprintf("%d requests at concurrency %d, max %d", test.requests, test.concurrency, test.most), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				rev := revision(test.concurrency)
-				rev.MaxInstances = test.most
+				rev.Spec().MaxInstances = test.most
 				p := start(t, rev)
 				p.rt.Plan(pooltest.Plan{StartTime: 100 * time.Millisecond, ReadyAfter: 50 * time.Millisecond})
 				served := 0
@@ -209,7 +208,7 @@ func TestBurstStartsWhatItNeeds(t *testing.T) {
 func TestWaitersAreServedInTheirOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rev := revision(1)
-		rev.MaxInstances = 1
+		rev.Spec().MaxInstances = 1
 		p := start(t, rev)
 		lease := p.need()
 		calls := p.askTimes(20)
@@ -232,7 +231,7 @@ func TestWaitersAreServedInTheirOrder(t *testing.T) {
 func TestQueueDepth(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rev := revision(1)
-		rev.MaxInstances, rev.QueueDepth = 1, 3
+		rev.Spec().MaxInstances, rev.Spec().QueueDepth = 1, 3
 		p := start(t, rev)
 		lease := p.need()
 		ctx, cancel := context.WithCancel(t.Context())
@@ -258,7 +257,7 @@ func TestQueueDepth(t *testing.T) {
 func TestNoRequestQueuesWhileASlotIsFree(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rev := revision(1)
-		rev.MaxInstances = 2
+		rev.Spec().MaxInstances = 2
 		p := start(t, rev)
 		if err := p.Await(t.Context(), 2); err != nil {
 			t.Fatal(err)
@@ -358,7 +357,7 @@ func TestCancelledWaitersLeaveAtOnce(t *testing.T) { // F21
 // A request that ends in the very moment in which it gets a slot gives it back.
 func TestCancelInTheMomentOfTheGrant(t *testing.T) {
 	rev := revision(1)
-	rev.MaxInstances = 1
+	rev.Spec().MaxInstances = 1
 	p := start(t, rev)
 	granted, cancelled := 0, 0
 	for range 5000 {
@@ -390,14 +389,14 @@ func TestCancelInTheMomentOfTheGrant(t *testing.T) {
 func TestAWaiterHasTheRequestsTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rev := revision(1)
-		rev.MaxInstances, rev.Timeout = 1, 30*time.Second
+		rev.Spec().MaxInstances, rev.Spec().Timeout = 1, 30*time.Second
 		p := start(t, rev)
 		lease := p.need()
 		began := time.Now()
 		if _, err := p.Acquire(t.Context()); !errors.Is(err, instancepool.ErrTimeout) {
 			t.Fatalf("got %v", err)
 		}
-		equal(t, "after", time.Since(began), rev.Timeout)
+		equal(t, "after", time.Since(began), rev.Spec().Timeout)
 		equal(t, "waiting", p.Status().Waiting, 0)
 		lease.Release()
 		p.need().Release()
@@ -434,7 +433,7 @@ func TestOnlyTheFirstReleaseCounts(t *testing.T) {
 func TestIdleTimeCountsFromTheLastRequest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rev := revision(10)
-		rev.IdleTimeout = 10 * time.Second
+		rev.Spec().IdleTimeout = 10 * time.Second
 		p := start(t, rev)
 		for range 50 { // five times the idle time
 			lease := p.need()
@@ -443,7 +442,7 @@ func TestIdleTimeCountsFromTheLastRequest(t *testing.T) {
 			time.Sleep(500 * time.Millisecond)
 		}
 		equal(t, "starts", p.rt.Attempts(), 1)
-		time.Sleep(rev.IdleTimeout - 500*time.Millisecond - time.Nanosecond)
+		time.Sleep(rev.Spec().IdleTimeout - 500*time.Millisecond - time.Nanosecond)
 		synctest.Wait()
 		equal(t, "running just before", len(p.rt.Running()), 1)
 		time.Sleep(time.Nanosecond)
@@ -456,13 +455,13 @@ func TestIdleTimeCountsFromTheLastRequest(t *testing.T) {
 func TestAnInstanceInUseIsNeverIdle(t *testing.T) { // F01, F02
 	synctest.Test(t, func(t *testing.T) {
 		rev := revision(10)
-		rev.IdleTimeout = 10 * time.Second
+		rev.Spec().IdleTimeout = 10 * time.Second
 		p := start(t, rev)
 		stream := p.need()
 		time.Sleep(time.Hour)
 		equal(t, "running", len(p.rt.Running()), 1)
 		stream.Release()
-		time.Sleep(rev.IdleTimeout)
+		time.Sleep(rev.Spec().IdleTimeout)
 		synctest.Wait()
 		equal(t, "running", len(p.rt.Running()), 0)
 	})
@@ -473,12 +472,12 @@ func TestAnInstanceInUseIsNeverIdle(t *testing.T) { // F01, F02
 func TestIdleTimeoutAgainstARequest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rev := revision(1)
-		rev.IdleTimeout = time.Second
+		rev.Spec().IdleTimeout = time.Second
 		p := start(t, rev)
 		p.rt.Plan(pooltest.Plan{StopTime: 3 * time.Millisecond})
 		cold := 0
 		for range 10_000 {
-			time.Sleep(rev.IdleTimeout + time.Duration(rand.IntN(5)-2)*time.Millisecond)
+			time.Sleep(rev.Spec().IdleTimeout + time.Duration(rand.IntN(5)-2)*time.Millisecond)
 			lease := p.need()
 			if lease.Cold {
 				cold++
@@ -498,7 +497,7 @@ func TestIdleTimeoutAgainstARequest(t *testing.T) {
 func TestMinimumIsKept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rev := revision(1)
-		rev.MinInstances, rev.IdleTimeout = 2, 10*time.Second
+		rev.Spec().MinInstances, rev.Spec().IdleTimeout = 2, 10*time.Second
 		p := start(t, rev)
 		p.Wake()
 		synctest.Wait()
@@ -651,7 +650,7 @@ func TestSlowFailuresAreNotForgotten(t *testing.T) {
 func TestAStartThatHangsEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := start(t, revision(1))
-		p.Revision().Timeout = time.Hour
+		p.Revision().Spec().Timeout = time.Hour
 		p.rt.Plan(pooltest.Plan{Hang: true})
 		began := time.Now()
 		_, err := p.Acquire(t.Context())
@@ -718,7 +717,7 @@ func TestOutage(t *testing.T) {
 func TestACrashedInstanceIsReplaced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rev := revision(1)
-		rev.MaxInstances = 1
+		rev.Spec().MaxInstances = 1
 		p := start(t, rev)
 		lease := p.need()
 		waiter := p.ask(t.Context())
@@ -782,7 +781,7 @@ func TestLateExitsDoNotBackOff(t *testing.T) {
 func TestSuspect(t *testing.T) {
 	setup := func(t *testing.T, most int) (*testPool, *instancepool.Lease) {
 		rev := revision(2)
-		rev.MaxInstances = most
+		rev.Spec().MaxInstances = most
 		p := start(t, rev)
 		return p, p.need()
 	}
@@ -870,7 +869,7 @@ func TestDrain(t *testing.T) {
 	t.Run("waiters are served by what is ready", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			rev := revision(1)
-			rev.MaxInstances = 1
+			rev.Spec().MaxInstances = 1
 			p := start(t, rev)
 			lease := p.need()
 			waiters := p.askTimes(3)
@@ -911,7 +910,7 @@ func TestDrain(t *testing.T) {
 	t.Run("waiters go elsewhere when the last instance crashes", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			rev := revision(1)
-			rev.MaxInstances = 1
+			rev.Spec().MaxInstances = 1
 			p := start(t, rev)
 			lease := p.need()
 			waiter := p.ask(t.Context())
@@ -930,7 +929,7 @@ func TestDrain(t *testing.T) {
 	t.Run("the deadline ends everything", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			rev := revision(1)
-			rev.MaxInstances = 1
+			rev.Spec().MaxInstances = 1
 			p := start(t, rev)
 			lease := p.need()
 			waiter := p.ask(t.Context())
@@ -1001,7 +1000,7 @@ func (p *testPool) stoppedOnce() {
 func TestDismiss(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rev := revision(1)
-		rev.MaxInstances = 1
+		rev.Spec().MaxInstances = 1
 		p := start(t, rev)
 		lease := p.need()
 		waiters := p.askTimes(3)
@@ -1022,7 +1021,7 @@ func TestDismiss(t *testing.T) {
 func TestDetachLeavesInstancesRunning(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rev := revision(1)
-		rev.MaxInstances, rev.IdleTimeout = 3, time.Second
+		rev.Spec().MaxInstances, rev.Spec().IdleTimeout = 3, time.Second
 		p := start(t, rev)
 		busy, idle, suspect := p.need(), p.need(), p.need()
 		waiter := p.ask(t.Context())
@@ -1078,7 +1077,7 @@ func TestAwait(t *testing.T) {
 	t.Run("as many as are wanted, not longer", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			rev := revision(1)
-			rev.IdleTimeout = time.Minute
+			rev.Spec().IdleTimeout = time.Minute
 			p := start(t, rev)
 			p.rt.Plan(pooltest.Plan{ReadyAfter: time.Second})
 			if err := p.Await(t.Context(), 3); err != nil {
@@ -1097,7 +1096,7 @@ func TestAwait(t *testing.T) {
 	t.Run("not more than the maximum", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			rev := revision(1)
-			rev.MaxInstances = 2
+			rev.Spec().MaxInstances = 2
 			p := start(t, rev)
 			if err := p.Await(t.Context(), 5); err != nil {
 				t.Fatal(err)
@@ -1133,7 +1132,7 @@ func TestAwait(t *testing.T) {
 func TestAdopt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rev := revision(1)
-		rev.IdleTimeout = time.Minute
+		rev.Spec().IdleTimeout = time.Minute
 		p := start(t, rev)
 		found := p.rt.Leave("hello-00001-abcde", rev, pooltest.Plan{})
 		if !p.Adopt(found) {
@@ -1219,7 +1218,7 @@ func TestSlotsAreExact(t *testing.T) {
 		t.Run(fmt.Sprintf("concurrency %d", concurrency), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				rev := revision(concurrency)
-				rev.MaxInstances, rev.IdleTimeout = 7, 200*time.Millisecond
+				rev.Spec().MaxInstances, rev.Spec().IdleTimeout = 7, 200*time.Millisecond
 				p := start(t, rev)
 				random := func(most time.Duration) time.Duration { return rand.N(most) }
 				p.rt.PlanFor(func(instancepool.StartSpec) pooltest.Plan {
@@ -1307,7 +1306,7 @@ func TestSlotsAreExact(t *testing.T) {
 func TestSlotsAreExactInParallel(t *testing.T) {
 	for range 20 {
 		rev := revision(3)
-		rev.MaxInstances = 4
+		rev.Spec().MaxInstances = 4
 		p := start(t, rev)
 		inUse := new(sync.Map)
 		var clients sync.WaitGroup

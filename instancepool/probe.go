@@ -38,7 +38,7 @@ var errNotReady = errors.New("not ready in time")
 // probe returns nil as soon as the instance answers as its probe wants, or why
 // it never did: its process ended, the probe's time ran out, or ctx ended.
 func probe(ctx context.Context, h Handle) error {
-	p := h.Revision().Startup
+	p := h.Revision().Spec().Startup
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var watch sync.WaitGroup
@@ -124,7 +124,7 @@ func prober(h Handle, p revisions.Probe) (ask func(context.Context) error, done 
 	address := probeAddress(h, p)
 	switch p.Kind {
 	case revisions.ProbeHTTP:
-		return httpProber(address, p, h.Revision().Port)
+		return httpProber(address, p, h.Revision().Spec().Port)
 	case revisions.ProbeGRPC:
 		return grpcProber(address, p)
 	case revisions.ProbeExec:
@@ -143,7 +143,7 @@ func prober(h Handle, p revisions.Probe) (ask func(context.Context) error, done 
 // probeAddress is where the probe asks: the instance's address, with the
 // probe's port when that is another than the one requests go to.
 func probeAddress(h Handle, p revisions.Probe) string {
-	if p.Port == h.Revision().Port.Number {
+	if p.Port == h.Revision().Spec().Port.Number {
 		return h.Address()
 	}
 	host, _, err := net.SplitHostPort(h.Address())

@@ -55,7 +55,7 @@ func (r *Revision) annotation(key string) string {
 	if m := r.meta.Load(); m.annotations != nil {
 		return m.annotations[key]
 	}
-	return r.Template.Annotations[key]
+	return r.Spec().Template.Annotations[key]
 }
 
 // collect removes the garbage of a service that has got a new revision.

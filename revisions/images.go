@@ -2,19 +2,20 @@ package revisions
 
 import (
 	"maps"
+	"slices"
 
 	"github.com/distribution/reference"
 	corev1 "k8s.io/api/core/v1"
 	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
 )
 
-// Images are the images of the revision's containers, each once, as the user
-// wrote them: Image first.
-func (r *Revision) Images() []string {
-	all := []string{r.Image}
-	seen := map[string]bool{r.Image: true}
-	for i := range r.Template.Spec.Containers {
-		if image := r.Template.Spec.Containers[i].Image; !seen[image] {
+// Images are the images of all containers, each once, as the user wrote them:
+// Image first.
+func (s *Spec) Images() []string {
+	all := []string{s.Image}
+	seen := map[string]bool{s.Image: true}
+	for i := range s.Template.Spec.Containers {
+		if image := s.Template.Spec.Containers[i].Image; !seen[image] {
 			seen[image] = true
 			all = append(all, image)
 		}
@@ -22,36 +23,36 @@ func (r *Revision) Images() []string {
 	return all
 }
 
-// ImageDigest is the digest that one of Images was pinned to, or "" while it has
-// not been resolved yet. That of Image is Digest.
+// Digest is the digest that the ingress container's image was pinned to, such as
+// "sha256:…", or "" while it has not been resolved yet.
+func (r *Revision) Digest() string { return r.ImageDigest(r.Spec().Image) }
+
+// ImageDigest is the digest that one of the revision's images was pinned to, or
+// "" while it has not been resolved yet.
 func (r *Revision) ImageDigest(image string) string {
-	if image == r.Image {
-		return r.Digest()
-	}
-	if others := r.digests.Load(); others != nil {
-		return (*others)[image]
+	if all := r.digests.Load(); all != nil {
+		return (*all)[image]
 	}
 	return ""
 }
 
-// PinImage records the digest that one of Images was resolved to, and returns the
-// one that counts: of several calls for an image that of the first.
-func (r *Revision) PinImage(image, digest string) string {
-	if image == r.Image {
-		r.Pin(digest)
-		return r.Digest()
-	}
+// Pinned reports whether the digests of all images are known.
+func (r *Revision) Pinned() bool {
+	return !slices.ContainsFunc(r.Spec().Images(), func(image string) bool { return r.ImageDigest(image) == "" })
+}
+
+// Pin records the digest that one of the revision's images was resolved to, and
+// returns the one that counts: of several calls for an image that of the first. A
+// revision means one image for ever.
+func (r *Revision) Pin(image, digest string) string {
 	for {
 		before := r.digests.Load()
-		var after map[string]string
+		after := make(map[string]string, 1)
 		if before != nil {
 			if pinned := (*before)[image]; pinned != "" {
 				return pinned
 			}
-			after = maps.Clone(*before)
-		}
-		if after == nil {
-			after = make(map[string]string, 1)
+			maps.Copy(after, *before)
 		}
 		after[image] = digest
 		if r.digests.CompareAndSwap(before, &after) {
@@ -64,8 +65,8 @@ func (r *Revision) PinImage(image, digest string) string {
 // as that is known.
 func (r *Revision) containerStatuses() []servingv1.ContainerStatus {
 	var all []servingv1.ContainerStatus
-	for i := range r.Template.Spec.Containers {
-		c := &r.Template.Spec.Containers[i]
+	for i := range r.Spec().Template.Spec.Containers {
+		c := &r.Spec().Template.Spec.Containers[i]
 		if d := r.ImageDigest(c.Image); d != "" {
 			all = append(all, servingv1.ContainerStatus{Name: c.Name, ImageDigest: pinnedImage(c.Image, d)})
 		}
@@ -75,8 +76,8 @@ func (r *Revision) containerStatuses() []servingv1.ContainerStatus {
 
 // container returns the container of a name, or nil.
 func (r *Revision) container(name string) *corev1.Container {
-	for i := range r.Template.Spec.Containers {
-		if c := &r.Template.Spec.Containers[i]; c.Name == name {
+	for i := range r.Spec().Template.Spec.Containers {
+		if c := &r.Spec().Template.Spec.Containers[i]; c.Name == name {
 			return c
 		}
 	}

@@ -17,10 +17,10 @@ const sidecars = `{image: ghcr.io/acme/proxy:1, name: proxy}, {image: app, name:
 
 func TestImages(t *testing.T) {
 	rev := revise(t, hello(sidecars, "{}"))
-	if diff := cmp.Diff([]string{"app", "ghcr.io/acme/proxy:1"}, rev.Images()); diff != "" {
+	if diff := cmp.Diff([]string{"app", "ghcr.io/acme/proxy:1"}, rev.Spec().Images()); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	if diff := cmp.Diff([]string{"app"}, revise(t, hello("{image: app}", "{}")).Images()); diff != "" {
+	if diff := cmp.Diff([]string{"app"}, revise(t, hello("{image: app}", "{}")).Spec().Images()); diff != "" {
 		t.Errorf("of one container (-want +got):\n%s", diff)
 	}
 }
@@ -48,7 +48,7 @@ func TestPinImage(t *testing.T) {
 			status("other", "ghcr.io/acme/proxy@sha256:1"), status("again", "app@sha256:3"),
 		}},
 	} {
-		if got := rev.PinImage(step.image, step.digest); got != step.counts {
+		if got := rev.Pin(step.image, step.digest); got != step.counts {
 			t.Errorf("pinning %s to %s: %s counts", step.image, step.digest, got)
 		}
 		if diff := cmp.Diff(step.want, rev.Object().Status.ContainerStatuses); diff != "" {
@@ -62,7 +62,7 @@ func TestPinImage(t *testing.T) {
 		if err := json.Unmarshal(b, read); err != nil {
 			t.Fatal(err)
 		}
-		for _, image := range append(rev.Images(), "none") {
+		for _, image := range append(rev.Spec().Images(), "none") {
 			if got, want := read.ImageDigest(image), rev.ImageDigest(image); got != want {
 				t.Errorf("%s: %q was read as %q", image, want, got)
 			}
@@ -82,14 +82,14 @@ func TestPinImageConcurrently(t *testing.T) {
 	for n := range told {
 		told[n] = make(map[string]string)
 		all.Go(func() {
-			for _, image := range rev.Images() {
-				told[n][image] = rev.PinImage(image, fmt.Sprint("sha256:", n))
+			for _, image := range rev.Spec().Images() {
+				told[n][image] = rev.Pin(image, fmt.Sprint("sha256:", n))
 			}
 		})
 	}
 	all.Wait()
 	for n := range told {
-		for _, image := range rev.Images() {
+		for _, image := range rev.Spec().Images() {
 			if want := rev.ImageDigest(image); want == "" || told[n][image] != want {
 				t.Errorf("%s: %q was told; want %q", image, told[n][image], want)
 			}

@@ -808,12 +808,15 @@ func (g *Registry) MarkFailed(rev *Revision, reason, message string) {
 	})
 }
 
-// Pin records the digest that the revision's image was resolved to. The first
-// call wins: a revision means one image for ever.
-func (g *Registry) Pin(rev *Revision, digest string) {
-	rev.Pin(digest)
+// Pin records the digests that the revision's images were resolved to. Of
+// several calls for an image the first counts: a revision means one image for
+// ever.
+func (g *Registry) Pin(rev *Revision, digests map[string]string) {
+	for image, digest := range digests {
+		rev.Pin(image, digest)
+	}
 	g.Mark(rev, func(st *servingv1.RevisionStatus) {
-		st.ContainerStatuses = []servingv1.ContainerStatus{{Name: rev.Container().Name, ImageDigest: rev.pinned(rev.Digest())}}
+		st.ContainerStatuses = rev.containerStatuses()
 		if c := st.GetCondition(servingv1.RevisionConditionContainerHealthy); c.IsUnknown() && c.GetReason() == servingv1.ReasonResolvingDigests {
 			st.MarkContainerHealthyUnknown(servingv1.ReasonDeploying, "")
 		}

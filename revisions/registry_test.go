@@ -74,6 +74,11 @@ func (d *desk) deploy(name string) *Revision {
 // ready and failed are how the instances of a revision of that name do.
 func (d *desk) ready(name string) { d.MarkReady(d.Revision(name)) }
 
+// pin resolves the image of a revision of one container.
+func (d *desk) pin(rev *Revision, digest string) {
+	d.Pin(rev, map[string]string{rev.Spec().Image: digest})
+}
+
 func (d *desk) failed(name string) {
 	d.MarkFailed(d.Revision(name), "ExitCode1", "Container failed with: no config")
 }
@@ -319,7 +324,7 @@ func TestConditions(t *testing.T) {
 		"AllTrafficAssigned=Unknown:RevisionMissing CertificateProvisioned=True IngressReady=Unknown:IngressNotConfigured Ready=Unknown:RevisionMissing",
 		"ConfigurationsReady=Unknown:ResolvingDigests Ready=Unknown:RevisionMissing RoutesReady=Unknown:RevisionMissing", "")
 
-	d.Pin(d.Revision("hello-00001"), "sha256:1")
+	d.pin(d.Revision("hello-00001"), "sha256:1")
 	expect("its image is there",
 		"ContainerHealthy=Unknown:Deploying Ready=Unknown:Deploying ResourcesAvailable=Unknown:Deploying",
 		"Ready=Unknown:Deploying",
@@ -596,7 +601,7 @@ func TestMetadataOfViews(t *testing.T) {
 	rev.Spec.Containers[0].Image = "red"
 	st = d.State("hello")
 	if st.ServiceObject().Labels["team"] != "blue" || st.ConfigurationObject().Spec.Template.Spec.Containers[0].Image != "app:1" ||
-		st.RevisionObject(st.Latest()).Labels["tier"] != "web" || st.Latest().Container().Image != "app:1" {
+		st.RevisionObject(st.Latest()).Labels["tier"] != "web" || st.Latest().Spec().Container().Image != "app:1" {
 		t.Error("what was handed out is not a copy")
 	}
 
@@ -761,8 +766,8 @@ func TestPin(t *testing.T) {
 	d := newDesk(t, Options{})
 	d.create("hello", "ghcr.io/acme/app:1")
 	rev := d.Revision("hello-00001")
-	d.Pin(rev, "sha256:1")
-	d.Pin(rev, "sha256:2")
+	d.pin(rev, "sha256:1")
+	d.pin(rev, "sha256:2")
 	match(t, "digest", rev.Digest(), "sha256:1")
 	match(t, "status", rev.Object().Status.ContainerStatuses[0].ImageDigest, "ghcr.io/acme/app@sha256:1")
 	d.ready("hello-00001")
@@ -897,7 +902,7 @@ func TestMayhem(t *testing.T) {
 			case 1:
 				d.MarkFailed(rev, "ExitCode1", "it ended")
 			case 2:
-				d.Pin(rev, "sha256:1")
+				d.pin(rev, "sha256:1")
 			case 3:
 				_, err := d.DeleteRevision(rev.Name)
 				unexpected(err)

@@ -8,26 +8,23 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"math"
 	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/uuid"
 	"knative.dev/pkg/apis"
 	"knative.dev/pkg/kmeta"
-	"knative.dev/serving/pkg/apis/autoscaling"
 	"knative.dev/serving/pkg/apis/serving"
 	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
 )
 
 // Revision is one immutable snapshot of a service's template: what an instance
-// of it runs and how many requests it takes. The fields are read once from the
-// Knative template when the revision is made and never change afterwards.
+// of it runs and how many requests it takes. Nothing of it changes afterwards but
+// how it does, see ReadyCondition.
 // Source: Cloud Run resource model; Knative Serving v1, Revision.
 type Revision struct {
 	// Name is unique among all revisions, such as "hello-00002".
@@ -36,44 +33,34 @@ type Revision struct {
 	Service string
 	// Generation counts the service's templates, from 1.
 	Generation int64
-	// Template is the defaulted template. It must not be modified.
-	Template servingv1.RevisionTemplateSpec
 	// Hash identifies the template: equal templates have equal hashes.
 	Hash string
 	// Created is when the revision was made, to the second, as Knative has it.
 	Created time.Time
 
-	// Image is the reference as the user wrote it, such as "ghcr.io/acme/hello:1.4".
-	Image string
-	// Port is what the container listens on.
-	Port Port
-	// Concurrency is the hard limit of requests in flight in one instance, 1 to 1000.
-	Concurrency int
-	// Timeout bounds a request from its arrival, the wait for an instance included.
-	Timeout time.Duration
-	// MinInstances are kept running; MaxInstances is never exceeded.
-	MinInstances, MaxInstances int
-	// IdleTimeout is how long an instance may be without a request before it is stopped.
-	IdleTimeout time.Duration
-	// QueueDepth is how many requests may wait for a slot.
-	QueueDepth int
-	// Startup says when a started instance may get requests.
-	Startup Probe
-	// InitialScale is how many instances prove a new revision; -1 when nothing is
-	// said of it.
-	InitialScale int
-	// Affinity sends a client's requests to the instance that it had before, if
-	// that can take them (Cloud Run: session affinity).
-	Affinity bool
-	// ProgressDeadline bounds what it may take to become ready.
-	ProgressDeadline time.Duration
-
-	uid    types.UID
-	digest atomic.Pointer[string]
-	// digests are those of the other containers' images; nil while none is known.
+	uid types.UID
+	// spec is read when it is asked for first: of most revisions that are kept it
+	// never is.
+	spec func() *Spec
+	// digests are those that images were pinned to; nil while none is known.
 	digests atomic.Pointer[map[string]string]
 	meta    atomic.Pointer[revisionMeta]
 }
+
+// New returns a revision of which nothing is known yet but what it says.
+func New(service, name string, generation int64, spec *Spec) *Revision {
+	r := &Revision{
+		Name: name, Service: service, Generation: generation, Hash: templateHash(&spec.Template),
+		Created: time.Now().Truncate(time.Second), uid: uuid.NewUUID(), spec: func() *Spec { return spec },
+	}
+	m := new(revisionMeta)
+	m.status.InitializeConditions()
+	r.meta.Store(m)
+	return r
+}
+
+// Spec is what the revision's template says. It must not be modified.
+func (r *Revision) Spec() *Spec { return r.spec() }
 
 // revisionMeta is what changes of a revision: how it does. It is replaced as a
 // whole.
@@ -124,40 +111,6 @@ func (m *revisionMeta) with(change func(*revisionMeta)) *revisionMeta {
 	return &c
 }
 
-// Port is a container's port and protocol.
-type Port struct {
-	// Number is 1 to 65535; Default: 8080.
-	Number int
-	// H2C means HTTP/2 without TLS, by prior knowledge.
-	H2C bool
-}
-
-// Container is the ingress container: the one that gets the requests. It must
-// not be modified.
-func (r *Revision) Container() *corev1.Container {
-	return ingressContainer(&r.Template.Spec)
-}
-
-// Digest is the digest the image was pinned to, such as "sha256:…", or "" while
-// the image has not been resolved yet.
-func (r *Revision) Digest() string {
-	if d := r.digest.Load(); d != nil {
-		return *d
-	}
-	return ""
-}
-
-// Pin records the digest that the image was resolved to. The first call wins:
-// a revision means one image for ever.
-func (r *Revision) Pin(digest string) {
-	r.digest.CompareAndSwap(nil, &digest)
-}
-
-// pinned is the image by its digest: "ghcr.io/acme/hello@sha256:…".
-func (r *Revision) pinned(digest string) string {
-	return pinnedImage(r.Image, digest)
-}
-
 // Env is the environment of every container of the revision that the platform
 // sets, without PORT. Source: Cloud Run: container contract.
 func (r *Revision) Env() []string {
@@ -194,8 +147,8 @@ func (r *Revision) systemLabels() map[string]string {
 func (r *Revision) made() *servingv1.Revision {
 	obj := &servingv1.Revision{
 		TypeMeta:   metav1.TypeMeta{APIVersion: servingv1.SchemeGroupVersion.String(), Kind: "Revision"},
-		ObjectMeta: *r.Template.ObjectMeta.DeepCopy(),
-		Spec:       *r.Template.Spec.DeepCopy(),
+		ObjectMeta: *r.Spec().Template.ObjectMeta.DeepCopy(),
+		Spec:       *r.Spec().Template.Spec.DeepCopy(),
 	}
 	m := r.meta.Load()
 	obj.Name, obj.UID = r.Name, r.uid
@@ -226,12 +179,11 @@ func (r *Revision) UnmarshalJSON(b []byte) error {
 	if err := json.Unmarshal(b, &obj); err != nil {
 		return fmt.Errorf("decoding revision: %w", err)
 	}
-	return r.from(&obj, "")
+	return r.from(&obj)
 }
 
-// from makes r what made has returned. Its hash takes a while to find out, if it
-// is not known.
-func (r *Revision) from(obj *servingv1.Revision, hash string) error {
+// from makes r what made has returned.
+func (r *Revision) from(obj *servingv1.Revision) error {
 	service := obj.Labels[serving.ServiceLabelKey]
 	generation, err := strconv.ParseInt(obj.Labels[serving.ConfigurationGenerationLabelKey], 10, 64)
 	if err != nil || generation < 1 || service == "" || obj.Name == "" {
@@ -240,16 +192,17 @@ func (r *Revision) from(obj *servingv1.Revision, hash string) error {
 	}
 	template := servingv1.RevisionTemplateSpec{Spec: obj.Spec}
 	template.Annotations, template.Labels = obj.Annotations, obj.Labels
-	r.Name, r.Service, r.Generation = obj.Name, service, generation
-	r.Created, r.uid, r.Hash = obj.CreationTimestamp.Time, obj.UID, hash
-	if err := r.read(template); err != nil {
+	spec, err := newSpec(template)
+	if err != nil {
 		return fmt.Errorf("decoding revision %s: %w", obj.Name, err)
 	}
+	r.Name, r.Service, r.Generation, r.Hash = obj.Name, service, generation, templateHash(&spec.Template)
+	r.Created, r.uid, r.spec = obj.CreationTimestamp.Time, obj.UID, func() *Spec { return spec }
 	r.meta.Store(&revisionMeta{status: obj.Status})
 	for _, s := range obj.Status.ContainerStatuses {
 		_, digest, _ := strings.Cut(s.ImageDigest, "@")
 		if c := r.container(s.Name); c != nil && digest != "" {
-			r.PinImage(c.Image, digest)
+			r.Pin(c.Image, digest)
 		}
 	}
 	return nil
@@ -269,69 +222,9 @@ func newRevision(service string, generation int64, template servingv1.RevisionTe
 	if name == "" {
 		name = kmeta.ChildName(service, fmt.Sprintf("-%05d", generation))
 	}
-	r := &Revision{
-		Name:       name,
-		Service:    service,
-		Generation: generation,
-		Created:    time.Now().Truncate(time.Second),
-		uid:        uuid.NewUUID(),
-	}
-	m := new(revisionMeta)
-	m.status.InitializeConditions()
-	r.meta.Store(m)
-	if err := r.read(template); err != nil {
+	spec, err := newSpec(template)
+	if err != nil {
 		return nil, err
 	}
-	return r, nil
-}
-
-// read fills in all that a defaulted and validated template says.
-func (r *Revision) read(template servingv1.RevisionTemplateSpec) error {
-	template.ObjectMeta = templateMeta(template.ObjectMeta)
-	r.Template = template
-	if r.Hash == "" {
-		r.Hash = templateHash(&template)
-	}
-	c := ingressContainer(&template.Spec)
-	if c == nil {
-		return fmt.Errorf("service %s: the template has no container", r.Service)
-	}
-	r.Image = c.Image
-	r.Port = Port{Number: DefaultPort}
-	if len(c.Ports) > 0 {
-		r.Port.H2C = c.Ports[0].Name == "h2c"
-		if n := int(c.Ports[0].ContainerPort); n != 0 {
-			r.Port.Number = n
-		}
-	}
-	r.Concurrency = int(deref(template.Spec.ContainerConcurrency, DefaultConcurrency))
-	if r.Concurrency < 1 || r.Concurrency > MaxConcurrency {
-		return fmt.Errorf("containerConcurrency %d is not a number from 1 to %d", r.Concurrency, MaxConcurrency)
-	}
-	r.Timeout = time.Duration(deref(template.Spec.TimeoutSeconds, int64(DefaultTimeout/time.Second))) * time.Second
-	var err error
-	a := annotations(template.Annotations)
-	if r.MinInstances, err = a.integer(0, math.MaxInt32, 0, autoscaling.MinScaleAnnotation...); err != nil {
-		return err
-	}
-	if r.MaxInstances, err = a.integer(0, math.MaxInt32, DefaultMaxInstances, autoscaling.MaxScaleAnnotation...); err != nil {
-		return err
-	}
-	if r.InitialScale, err = a.integer(0, math.MaxInt32, -1, autoscaling.InitialScaleAnnotation...); err != nil {
-		return err
-	}
-	if r.ProgressDeadline, err = a.duration(DefaultProgressDeadline, serving.ProgressDeadlineAnnotation...); err != nil {
-		return err
-	}
-	if r.QueueDepth, err = a.integer(1, MaxQueueDepth, DefaultQueueDepth, QueueDepthAnnotation); err != nil {
-		return err
-	}
-	if r.IdleTimeout, err = a.duration(DefaultIdleTimeout, IdleTimeoutAnnotation); err != nil {
-		return err
-	}
-	if r.Affinity, err = a.boolean(AffinityAnnotation); err != nil {
-		return err
-	}
-	r.Startup = startupProbe(c, r.Port)
-	return nil
+	return New(service, name, generation, spec), nil
 }

@@ -87,15 +87,14 @@ spec:
 
 func TestDefaults(t *testing.T) {
 	rev := revise(t, hello("{image: app}", "{}"))
-	want := &Revision{
-		Name: "hello-00001", Service: "hello", Generation: 1, Image: "app", Port: Port{Number: 8080},
-		Concurrency: 80, Timeout: 5 * time.Minute, MaxInstances: 100, IdleTimeout: 15 * time.Minute, QueueDepth: 10_000,
+	want := said{Name: "hello-00001", Service: "hello", Generation: 1, Spec: &Spec{
+		Image: "app", Port: Port{Number: 8080}, Concurrency: 80, Timeout: 5 * time.Minute, MaxInstances: 100, IdleTimeout: 15 * time.Minute, QueueDepth: 10_000,
 		Startup: Probe{Kind: ProbeTCP, Port: 8080, Attempt: time.Second, Total: 4 * time.Minute}, InitialScale: -1, ProgressDeadline: 10 * time.Minute,
-	}
-	if diff := cmp.Diff(want, rev, fields, cmpopts.IgnoreFields(Revision{}, "Template", "Hash", "Created")); diff != "" {
+	}}
+	if diff := cmp.Diff(want, saidBy(rev), unforeseen); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	limits := rev.Container().Resources.Limits
+	limits := rev.Spec().Container().Resources.Limits
 	if limits.Cpu().String() != "1" || limits.Memory().String() != "512Mi" {
 		t.Errorf("limits: %v", limits)
 	}
@@ -104,20 +103,32 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
-// fields compares all of a revision but the digest, which is no plain field.
-var fields = cmp.Options{cmpopts.IgnoreUnexported(Revision{}), cmpopts.EquateEmpty()}
+// said is all of a revision but how it does.
+type said struct {
+	Name, Service, Hash string
+	Generation          int64
+	Created             time.Time
+	Spec                *Spec
+}
+
+func saidBy(r *Revision) said {
+	return said{r.Name, r.Service, r.Hash, r.Generation, r.Created, r.Spec()}
+}
+
+// unforeseen are what tests that write a revision down leave out.
+var unforeseen = cmp.Options{cmpopts.IgnoreFields(said{}, "Hash", "Created"), cmpopts.IgnoreFields(Spec{}, "Template")}
 
 func TestEverythingSaid(t *testing.T) {
 	rev := revise(t, full)
-	want := &Revision{
-		Name: "hello-green", Service: "hello", Generation: 1, ProgressDeadline: 10 * time.Minute, Image: "ghcr.io/acme/hello:1.4", Port: Port{Number: 9000, H2C: true},
+	want := said{Name: "hello-green", Service: "hello", Generation: 1, Spec: &Spec{
+		ProgressDeadline: 10 * time.Minute, Image: "ghcr.io/acme/hello:1.4", Port: Port{Number: 9000, H2C: true},
 		Concurrency: 8, Timeout: 20 * time.Second, MinInstances: 2, MaxInstances: 9, InitialScale: 3, IdleTimeout: 90 * time.Second, QueueDepth: 77,
 		Startup: Probe{
 			Kind: ProbeHTTP, Port: 9001, Path: "/up", Header: http.Header{"X-Probe": {"yes"}},
 			Delay: time.Second, Attempt: 2 * time.Second, Total: 12 * time.Second,
 		},
-	}
-	if diff := cmp.Diff(want, rev, fields, cmpopts.IgnoreFields(Revision{}, "Template", "Hash", "Created")); diff != "" {
+	}}
+	if diff := cmp.Diff(want, saidBy(rev), unforeseen); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
@@ -208,7 +219,7 @@ func TestStartupProbe(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			rev := revise(t, hello("{image: app, "+test.container+"}", "{}"))
-			if diff := cmp.Diff(test.want, rev.Startup); diff != "" {
+			if diff := cmp.Diff(test.want, rev.Spec().Startup); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
@@ -371,7 +382,7 @@ func TestJSON(t *testing.T) {
 		rev := revise(t, text)
 		for _, digest := range []string{"", "sha256:0123"} {
 			if digest != "" {
-				rev.Pin(digest)
+				rev.Pin(rev.Spec().Image, digest)
 			}
 			b, err := json.Marshal(rev)
 			if err != nil {
@@ -381,7 +392,7 @@ func TestJSON(t *testing.T) {
 			if err := json.Unmarshal(b, read); err != nil {
 				t.Fatal(err)
 			}
-			if diff := cmp.Diff(rev, read, fields); diff != "" {
+			if diff := cmp.Diff(saidBy(rev), saidBy(read), cmpopts.EquateEmpty()); diff != "" {
 				t.Errorf("%s\n(-written +read):\n%s", text, diff)
 			}
 			if read.Digest() != digest {
@@ -398,7 +409,7 @@ func TestJSON(t *testing.T) {
 
 func TestJSONIsAKnativeRevision(t *testing.T) {
 	rev := revise(t, full)
-	rev.Pin("sha256:0123")
+	rev.Pin(rev.Spec().Image, "sha256:0123")
 	obj := rev.Object()
 	if obj.Kind != "Revision" || obj.APIVersion != "serving.knative.dev/v1" || obj.Name != "hello-green" {
 		t.Errorf("%s %s %s", obj.APIVersion, obj.Kind, obj.Name)
@@ -414,7 +425,7 @@ func TestJSONIsAKnativeRevision(t *testing.T) {
 		t.Errorf("container statuses: %+v", s)
 	}
 	obj.Spec.Containers[0].Image, obj.Annotations["x"] = "changed", "y"
-	if rev.Container().Image == "changed" || rev.Template.Annotations["x"] == "y" {
+	if rev.Spec().Container().Image == "changed" || rev.Spec().Template.Annotations["x"] == "y" {
 		t.Error("a change of the object has changed the revision")
 	}
 }
@@ -441,8 +452,8 @@ func revisionText(generation, spec string) string {
 
 func TestOnlyTheFirstDigestCounts(t *testing.T) {
 	rev := revise(t, full)
-	rev.Pin("sha256:1")
-	rev.Pin("sha256:2")
+	rev.Pin(rev.Spec().Image, "sha256:1")
+	rev.Pin(rev.Spec().Image, "sha256:2")
 	if rev.Digest() != "sha256:1" {
 		t.Errorf("pinned to %s", rev.Digest())
 	}
@@ -460,7 +471,7 @@ func TestHash(t *testing.T) {
 		if rev.Hash != base {
 			t.Errorf("another hash for %s", same)
 		}
-		template := *rev.Template.DeepCopy()
+		template := *rev.Spec().Template.DeepCopy()
 		template.Labels = map[string]string{"serving.knative.dev/service": "hello"} // as a Revision object has it
 		if rev, err := newRevision("hello", 7, template); err != nil || rev.Hash != base {
 			t.Errorf("another hash (%v) with Knative's own labels for %s", err, same)

@@ -1,6 +1,7 @@
 package revisions
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"k8s.io/apimachinery/pkg/types"
 	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
 )
 
@@ -35,9 +37,12 @@ const (
 	keyRevisions  = "fairway/revisions"
 	keyQuarantine = "fairway/quarantine"
 	// recordVersion is the version of the records that are written. Older ones are
-	// brought up to it when they are read; a newer one is left to the Fairway that
-	// wrote it.
-	recordVersion = 1
+	// understood, and replaced when what they are about changes; a newer one is left
+	// to the Fairway that wrote it.
+	//
+	//	1: a revision is one JSON object, a Knative Revision in it
+	//	2: a revision is two: how it does, and on a second line its template
+	recordVersion = 2
 	// storeTimeout bounds one access to the store.
 	storeTimeout = 10 * time.Second
 	// saveRetry is the pause after a write that failed.
@@ -83,15 +88,25 @@ type shareRecord struct {
 	Percent  int    `json:"percent"`
 }
 
-// revisionRecord is a revision as it is kept.
+// revisionRecord is a revision as it is kept, but for its template, which follows
+// on a line of its own: that is most of it, and seldom wanted.
 type revisionRecord struct {
-	Version  int                 `json:"version"`
-	Revision *servingv1.Revision `json:"revision"`
-	Hash     string              `json:"hash,omitempty"`
+	Version    int       `json:"version"`
+	Name       string    `json:"name"`
+	Service    string    `json:"service"`
+	Generation int64     `json:"generation"`
+	UID        types.UID `json:"uid"`
+	Created    time.Time `json:"created"`
+	// Hash is that of the template, and so the sum that its line is checked by.
+	Hash    string                   `json:"hash"`
+	Status  servingv1.RevisionStatus `json:"status"`
+	Digests map[string]string        `json:"digests,omitempty"`
 	// Labels and Annotations are those changed later.
 	Labels      map[string]string `json:"labels,omitempty"`
 	Annotations map[string]string `json:"annotations,omitempty"`
 	Routed      time.Time         `json:"routed,omitzero"`
+	// Revision is all of it, in records of version 1.
+	Revision *servingv1.Revision `json:"revision,omitempty"`
 }
 
 func serviceKey(name string) string { return path.Join(keyServices, name+".json") }
@@ -111,13 +126,19 @@ func encodeService(st *State) ([]byte, error) {
 
 func encodeRevision(rev *Revision) ([]byte, error) {
 	m := rev.meta.Load()
-	b, err := json.Marshal(revisionRecord{
-		Version: recordVersion, Revision: rev.made(), Hash: rev.Hash, Labels: m.labels, Annotations: m.annotations, Routed: m.routed,
-	})
+	r := revisionRecord{
+		Version: recordVersion, Name: rev.Name, Service: rev.Service, Generation: rev.Generation, UID: rev.uid, Created: rev.Created,
+		Hash: rev.Hash, Status: m.status, Labels: m.labels, Annotations: m.annotations, Routed: m.routed,
+	}
+	r.Status.ContainerStatuses = nil // they follow from the digests
+	if all := rev.digests.Load(); all != nil {
+		r.Digests = *all
+	}
+	head, err := json.Marshal(r)
 	if err != nil {
 		return nil, fmt.Errorf("encoding revision %s: %w", rev.Name, err)
 	}
-	return b, nil
+	return slices.Concat(head, []byte("\n"), encodeTemplate(&rev.Spec().Template), []byte("\n")), nil
 }
 
 // decode reads a record. Its version counts first: what else it says depends on
@@ -156,23 +177,68 @@ func decodeService(key string, b []byte) (*serviceRecord, error) {
 }
 
 func decodeRevision(key string, b []byte) (*Revision, error) {
+	head, template, _ := bytes.Cut(b, []byte("\n"))
 	var r revisionRecord
-	if err := decode(b, &r, &r.Version); err != nil {
+	if err := decode(head, &r, &r.Version); err != nil {
 		return nil, err
 	}
-	if r.Revision == nil {
-		return nil, errors.New("it is damaged: it says nothing")
-	}
-	rev := new(Revision)
-	if err := rev.from(r.Revision, r.Hash); err != nil {
+	rev, err := r.revision(bytes.TrimSuffix(template, []byte("\n")))
+	if err != nil {
 		return nil, fmt.Errorf("it is damaged: %w", err)
 	}
 	if revisionKey(rev) != key {
 		return nil, errors.New("it is damaged: it is not about the revision that its name says")
 	}
-	m := rev.meta.Load() // nobody else has it yet
-	m.labels, m.annotations, m.routed = r.Labels, r.Annotations, r.Routed
 	return rev, nil
+}
+
+// revision is what the record and its template say.
+func (r *revisionRecord) revision(template []byte) (*Revision, error) {
+	meta := &revisionMeta{status: r.Status, labels: r.Labels, annotations: r.Annotations, routed: r.Routed}
+	rev := new(Revision)
+	if r.Version == 1 {
+		if r.Revision == nil {
+			return nil, errors.New("it says nothing")
+		}
+		if err := rev.from(r.Revision); err != nil {
+			return nil, err
+		}
+		if r.Hash != "" {
+			rev.Hash = r.Hash
+		}
+		meta.status = r.Revision.Status
+		rev.meta.Store(meta)
+		return rev, nil
+	}
+	rev.Name, rev.Service, rev.Generation, rev.uid, rev.Created, rev.Hash = r.Name, r.Service, r.Generation, r.UID, r.Created, r.Hash
+	rev.meta.Store(meta)
+	if r.Digests != nil {
+		rev.digests.Store(&r.Digests)
+	}
+	if sum(template) == r.Hash {
+		// It is what was written. If it was so by another Fairway's rules, what is
+		// understood of it counts.
+		rev.spec = sync.OnceValue(func() *Spec {
+			spec, _ := decodeTemplate(template)
+			return spec
+		})
+		return rev, nil
+	}
+	// Somebody has changed it, or it is half of it.
+	spec, err := decodeTemplate(template)
+	if err != nil {
+		return nil, fmt.Errorf("its template: %w", err)
+	}
+	rev.spec = func() *Spec { return spec }
+	return rev, nil
+}
+
+// decodeTemplate returns what it can read, whatever the error.
+func decodeTemplate(b []byte) (*Spec, error) {
+	var template servingv1.RevisionTemplateSpec
+	err := json.Unmarshal(b, &template)
+	spec, specErr := newSpec(template)
+	return spec, cmp.Or(err, specErr)
 }
 
 // Open reads all records from the store and keeps them there from now on. It is

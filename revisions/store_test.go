@@ -1,11 +1,13 @@
 package revisions
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -162,7 +164,7 @@ func TestRestart(t *testing.T) {
 	if _, err := d.Create(svc, OwnerAPI); err != nil {
 		t.Fatal(err)
 	}
-	d.Pin(d.Revision("hello-00001"), "sha256:1")
+	d.pin(d.Revision("hello-00001"), "sha256:1")
 	d.ready("hello-00001")
 	d.deploy("app:2")
 	d.failed("hello-00002")
@@ -223,7 +225,7 @@ func shape(g *Registry) string {
 	}
 	for _, name := range g.RevisionNames() {
 		rev := g.Revision(name)
-		all = append(all, fmt.Sprint(name, " generation ", rev.Generation, " ", rev.Image, " ", rev.Digest(), " ", rev.Readiness(), " ", rev.meta.Load().labels))
+		all = append(all, fmt.Sprint(name, " generation ", rev.Generation, " ", rev.Spec().Image, " ", rev.Digest(), " ", rev.Readiness(), " ", rev.meta.Load().labels))
 	}
 	return strings.Join(all, "\n")
 }
@@ -247,7 +249,7 @@ func history(t testing.TB) []step {
 	name := func(d *desk, n int) string { return d.State("hello").Revisions[n].Name }
 	pin := func(d *desk) error {
 		rev := d.State("hello").Latest()
-		d.Pin(rev, "sha256:"+rev.Name)
+		d.pin(rev, "sha256:"+rev.Name)
 		return nil
 	}
 	ready := func(d *desk) error {
@@ -458,7 +460,7 @@ func TestCloseWhileItChanges(t *testing.T) {
 	for n := range 4 {
 		changing.Go(func() {
 			for i := range 50 {
-				d.Pin(rev, "sha256:1")
+				d.pin(rev, "sha256:1")
 				d.Mark(rev, func(st *servingv1.RevisionStatus) { st.MarkActiveUnknown(fmt.Sprint(n, i), "") })
 			}
 		})
@@ -492,8 +494,9 @@ func TestQuarantine(t *testing.T) {
 		{"zeros", "it is damaged", func(text string) string { return strings.Repeat("\x00", len(text)) }},
 		{"other JSON", "it has no version", func(string) string { return `{"hello": "world"}` }},
 		{"null", "it has no version", func(string) string { return `null` }},
-		{"nothing but a version", "it is damaged", func(string) string { return `{"version": 1}` }},
-		{"newer", "it has version 2, which only a newer Fairway understands", func(text string) string { return strings.Replace(text, `"version":1`, `"version":2`, 1) }},
+		{"nothing but a version", "it is damaged", func(string) string { return `{"version": 2}` }},
+		{"nothing but the first version", "it is damaged", func(string) string { return `{"version": 1}` }},
+		{"newer", "it has version 3, which only a newer Fairway understands", func(text string) string { return strings.Replace(text, `"version":2`, `"version":3`, 1) }},
 		{"newer, in another form", "it has version 99, which only a newer Fairway understands", func(string) string { return `{"version": 99, "service": [1], "revision": [1]}` }},
 		{"another's", "it is not about the", func(text string) string { return strings.ReplaceAll(text, `"hello`, `"other`) }},
 	}
@@ -531,6 +534,88 @@ func TestQuarantine(t *testing.T) {
 			})
 		}
 	}
+}
+
+// A record that ends anywhere before its end is damaged, and one that somebody
+// has mended by hand is not.
+func TestCutRecords(t *testing.T) {
+	d := newDesk(t, Options{})
+	d.create("hello", "app:1")
+	d.ready("hello-00001")
+	rev := d.Revision("hello-00001")
+	b, err := encodeRevision(rev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := revisionKey(rev)
+	for n := range len(b) - 1 { // the last newline says nothing
+		if _, err := decodeRevision(key, b[:n]); err == nil || !strings.Contains(err.Error(), "it is damaged") {
+			t.Fatalf("%d of %d bytes: %v", n, len(b), err)
+		}
+	}
+	for _, whole := range [][]byte{b, b[:len(b)-1]} {
+		read, err := decodeRevision(key, whole)
+		if err != nil {
+			t.Fatal(err)
+		}
+		match(t, "read", saidBy(read), saidBy(rev))
+	}
+	for _, test := range []struct{ old, new, image, want string }{
+		{`"image":"app:1"`, `"image": "app:2"`, "app:2", ""},
+		{`"containerConcurrency":80`, `"containerConcurrency":-1`, "", "containerConcurrency -1 is not a number from 1 to 1000"},
+		{`"image":"app:1"`, `"image":1`, "", "cannot unmarshal number"},
+	} {
+		read, err := decodeRevision(key, bytes.Replace(b, []byte(test.old), []byte(test.new), 1))
+		switch {
+		case test.want != "":
+			if err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("%s: got %v, want it to say %q", test.new, err, test.want)
+			}
+		case err != nil:
+			t.Errorf("%s: %v", test.new, err)
+		default:
+			match(t, "image", read.Spec().Image, test.image)
+		}
+	}
+}
+
+// What an older Fairway kept is understood, and kept as now when it changes.
+func TestRecordsOfVersion1(t *testing.T) {
+	store := newMemory()
+	dir := os.DirFS("testdata/version1")
+	err := fs.WalkDir(dir, ".", func(key string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		b, err := fs.ReadFile(dir, key)
+		store.values[key] = string(b)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const first = "fairway/revisions/hello/hello-00001.json"
+	before, old := store.keys(), store.values[first]
+	want := "hello owner  generation 2 latest hello-00002 ready hello-00001 routes [hello-00001=100*] labels map[]\n" +
+		"hello-00001 generation 1 app:1 sha256:1 1 map[note:x]\nhello-00002 generation 2 app:2  2 map[]"
+	d := opened(t, store, Options{})
+	match(t, "problems", d.Problems(), nil)
+	match(t, "read", shape(d.Registry), want)
+	match(t, "not changed", store.value(first), old)
+	hash := d.Revision("hello-00001").Hash
+	d.traffic("hello-00001=100 hello-00001=0#old")
+	d.traffic("latest=100")
+	d.Mark(d.Revision("hello-00001"), func(st *servingv1.RevisionStatus) { st.MarkActiveTrue() })
+	d.close()
+	match(t, "records", store.keys(), before)
+	if now := store.value(first); !strings.HasPrefix(now, `{"version":2,`) {
+		t.Errorf("changed: %s", now)
+	}
+
+	d = opened(t, store, Options{})
+	match(t, "problems", d.Problems(), nil)
+	match(t, "read again", shape(d.Registry), strings.Replace(want, "generation 2 latest", "generation 4 latest", 1))
+	match(t, "hash", d.Revision("hello-00001").Hash, hash)
 }
 
 // A service whose record is lost is not wanted, but what it had is not touched:

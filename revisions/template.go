@@ -4,11 +4,8 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"fmt"
 	"maps"
-	"strconv"
 	"strings"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -38,15 +35,21 @@ func templateMeta(m metav1.ObjectMeta) metav1.ObjectMeta {
 	return kept
 }
 
-// templateHash identifies what a template says. The encoding is deterministic:
-// maps are sorted and quantities canonical.
-func templateHash(t *servingv1.RevisionTemplateSpec) string {
+// templateHash identifies what a template says.
+func templateHash(t *servingv1.RevisionTemplateSpec) string { return sum(encodeTemplate(t)) }
+
+// encodeTemplate is deterministic: maps are sorted and quantities canonical.
+func encodeTemplate(t *servingv1.RevisionTemplateSpec) []byte {
 	b, err := json.Marshal(t)
 	if err != nil {
 		panic("revisions: encoding a template: " + err.Error()) // Knative's types always encode.
 	}
-	sum := sha256.Sum256(b)
-	return hex.EncodeToString(sum[:])
+	return b
+}
+
+func sum(b []byte) string {
+	s := sha256.Sum256(b)
+	return hex.EncodeToString(s[:])
 }
 
 // withDefaultLabels returns labels with system added, system winning.
@@ -79,52 +82,4 @@ func deref[T any](p *T, otherwise T) T {
 		return otherwise
 	}
 	return *p
-}
-
-type annotations map[string]string
-
-// get returns the first of keys that is set: Knative accepts several spellings.
-func (a annotations) get(keys []string) (key, value string, ok bool) {
-	for _, k := range keys {
-		if v, ok := a[k]; ok {
-			return k, v, true
-		}
-	}
-	return "", "", false
-}
-
-func (a annotations) integer(lowest, highest, otherwise int, keys ...string) (int, error) {
-	key, v, ok := a.get(keys)
-	if !ok {
-		return otherwise, nil
-	}
-	n, err := strconv.Atoi(v)
-	if err != nil || n < lowest || n > highest {
-		return 0, fmt.Errorf("annotation %s: %q is not a number from %d to %d", key, v, lowest, highest)
-	}
-	return n, nil
-}
-
-func (a annotations) duration(otherwise time.Duration, keys ...string) (time.Duration, error) {
-	key, v, ok := a.get(keys)
-	if !ok {
-		return otherwise, nil
-	}
-	d, err := time.ParseDuration(v)
-	if err != nil || d <= 0 {
-		return 0, fmt.Errorf("annotation %s: %q is not a duration above zero", key, v)
-	}
-	return d, nil
-}
-
-func (a annotations) boolean(key string) (bool, error) {
-	v, ok := a[key]
-	if !ok {
-		return false, nil
-	}
-	b, err := strconv.ParseBool(v)
-	if err != nil {
-		return false, fmt.Errorf("annotation %s: %q is not true or false", key, v)
-	}
-	return b, nil
 }

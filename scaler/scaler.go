@@ -544,14 +544,14 @@ func (s *Scaler) startInstance(ctx context.Context, spec instancepool.StartSpec)
 	return s.opts.Runtime.Start(ctx, spec)
 }
 
-// resolve pins the revision's image, pulling it where needed. However many ask,
+// resolve pins the revision's images, pulling them where needed. However many ask,
 // one asks the engine, and it goes on when the first of them leaves.
 func (s *Scaler) resolve(ctx context.Context, rev *revisions.Revision) error {
-	if rev.Digest() != "" {
+	if rev.Pinned() {
 		return nil
 	}
 	pull := func() (any, error) {
-		if rev.Digest() != "" {
+		if rev.Pinned() {
 			return nil, nil
 		}
 		began := time.Now()
@@ -559,14 +559,11 @@ func (s *Scaler) resolve(ctx context.Context, rev *revisions.Revision) error {
 		defer cancel()
 		defer s.pulling.Delete(rev.Name)
 		digests, err := s.resolveAll(ctx, rev)
-		e := RevisionEvent{Kind: "image_resolved", Service: rev.Service, Revision: rev.Name, Digest: digests[rev.Image], Took: time.Since(began)}
+		e := RevisionEvent{Kind: "image_resolved", Service: rev.Service, Revision: rev.Name, Digest: digests[rev.Spec().Image], Took: time.Since(began)}
 		if err != nil {
 			e.Kind, e.Err = "image_failed", err
 		} else {
-			for image, digest := range digests {
-				rev.PinImage(image, digest)
-			}
-			s.registry.Pin(rev, e.Digest)
+			s.registry.Pin(rev, digests)
 		}
 		s.opts.Observer.Revision(e)
 		return nil, e.Err
@@ -587,7 +584,7 @@ func (s *Scaler) resolve(ctx context.Context, rev *revisions.Revision) error {
 // resolveAll returns the digests of the images of all of a revision's containers.
 func (s *Scaler) resolveAll(ctx context.Context, rev *revisions.Revision) (map[string]string, error) {
 	digests := make(map[string]string, 1)
-	for _, image := range rev.Images() {
+	for _, image := range rev.Spec().Images() {
 		digest, err := s.opts.Runtime.Resolve(ctx, image, func(p instancepool.Progress) {
 			if _, known := s.pulling.Swap(rev.Name, p); !known {
 				s.opts.Observer.Revision(RevisionEvent{Kind: "image_pulling", Service: rev.Service, Revision: rev.Name})

@@ -514,7 +514,7 @@ func made(t *testing.T, n int, settings ...string) *revisions.Revision {
 	if err != nil {
 		t.Fatal(err)
 	}
-	rev.Pin("sha256:0123")
+	rev.Pin(rev.Spec().Image, "sha256:0123")
 	b, err := json.Marshal(rev)
 	if err != nil {
 		t.Fatal(err)

@@ -195,9 +195,10 @@ func readyInstances(d *deployment) int {
 // instancesFor is how many instances load requests at the same time need, as far
 // as there may be so many.
 func instancesFor(load int, rev *revisions.Revision) int {
-	n := max(1, rev.MinInstances, (load+rev.Concurrency-1)/rev.Concurrency)
-	if rev.MaxInstances > 0 {
-		n = min(n, rev.MaxInstances)
+	spec := rev.Spec()
+	n := max(1, spec.MinInstances, (load+spec.Concurrency-1)/spec.Concurrency)
+	if spec.MaxInstances > 0 {
+		n = min(n, spec.MaxInstances)
 	}
 	return n
 }
@@ -205,7 +206,7 @@ func instancesFor(load int, rev *revisions.Revision) int {
 // prepare gets a revision ready that serves without having been on trial: its
 // image at once, and instances if it wants some without being asked.
 func (v *service) prepare(d *deployment) {
-	if n := max(d.rev.MinInstances, d.rev.InitialScale); n > 0 {
+	if n := max(d.rev.Spec().MinInstances, d.rev.Spec().InitialScale); n > 0 {
 		v.s.wg.Go(func() { v.report(d, d.pool.Await(v.s.ctx, n)) })
 		return
 	}
@@ -225,8 +226,9 @@ func (v *service) report(d *deployment, err error) {
 
 // try lets d prove itself. The caller holds mu.
 func (v *service) try(d *deployment, st *revisions.State) {
-	n := max(1, d.rev.MinInstances, d.rev.InitialScale)
-	if d.rev.InitialScale == 0 && d.rev.MinInstances == 0 {
+	spec := d.rev.Spec()
+	n := max(1, spec.MinInstances, spec.InitialScale)
+	if spec.InitialScale == 0 && spec.MinInstances == 0 {
 		n = 0 // it is to be believed: its image must be there, no more
 	}
 	if t := v.route.Load(); t != nil && n > 0 && st.Latest() == d.rev {
@@ -238,7 +240,7 @@ func (v *service) try(d *deployment, st *revisions.State) {
 			}
 		}
 	}
-	v.bringUp(d, n, d.rev.ProgressDeadline)
+	v.bringUp(d, n, spec.ProgressDeadline)
 }
 
 // bringUp starts n instances of d, and goes on with the service when they are
@@ -319,13 +321,13 @@ func explain(rev *revisions.Revision, err error) (reason, message string) {
 	case errors.As(err, &deadline):
 		return servingv1.ReasonProgressDeadlineExceeded, err.Error()
 	case errors.Is(err, instancepool.ErrImage):
-		return servingv1.ReasonContainerMissing, servingv1.RevisionContainerMissingMessage(rev.Image, err.Error())
+		return servingv1.ReasonContainerMissing, servingv1.RevisionContainerMissingMessage(rev.Spec().Image, err.Error())
 	default:
 		return "ResourcesUnavailable", err.Error()
 	}
 	switch {
 	case start.Reason == servingv1.ReasonContainerMissing:
-		return start.Reason, servingv1.RevisionContainerMissingMessage(rev.Image, start.Err.Error())
+		return start.Reason, servingv1.RevisionContainerMissingMessage(rev.Spec().Image, start.Err.Error())
 	case start.Log != "":
 		return start.Reason, servingv1.RevisionContainerExitingMessage(start.Log)
 	}
@@ -386,7 +388,7 @@ func (v *service) dropUnused(st *revisions.State, pending []*revisions.Revision)
 func (v *service) leave(d *deployment) {
 	v.s.opts.Observer.Revision(RevisionEvent{Kind: "draining", Service: v.name, Revision: d.rev.Name})
 	began := time.Now()
-	v.end(d, d.rev.Timeout, func() {
+	v.end(d, d.rev.Spec().Timeout, func() {
 		v.s.opts.Observer.Revision(RevisionEvent{Kind: "retired", Service: v.name, Revision: d.rev.Name, Took: time.Since(began)})
 	})
 }

@@ -53,7 +53,7 @@ func (t *table) before(r Request) *instancepool.Pool {
 		return nil
 	}
 	for _, s := range t.shares {
-		if rev := s.pool.Revision(); rev.Name == r.Revision && rev.Affinity {
+		if rev := s.pool.Revision(); rev.Name == r.Revision && rev.Spec().Affinity {
 			return s.pool
 		}
 	}

@@ -27,7 +27,7 @@ func (s *tables) of(rev *revisions.Revision) *deployment {
 func numbered(n int) []*revisions.Revision {
 	var all []*revisions.Revision
 	for i := range n {
-		all = append(all, &revisions.Revision{Name: fmt.Sprint("hello-", i), Concurrency: 80})
+		all = append(all, revisions.New("hello", fmt.Sprint("hello-", i), int64(i), &revisions.Spec{Concurrency: 80}))
 	}
 	return all
 }

@@ -538,7 +538,7 @@ func TestSidecarsFail(t *testing.T) {
 		`container proxy: env X: secret "none" not found`: templates(sidecar("proxy"), func(t *servingv1.RevisionTemplateSpec) {
 			t.Spec.Containers[1].Env = []corev1.EnvVar{{Name: "X", ValueFrom: secretKey("none", "a", nil)}}
 		}),
-		`localhost:1/none:1`: templates(sidecar("proxy"), func(t *servingv1.RevisionTemplateSpec) { t.Spec.Containers[1].Image = "localhost:1/none:1" }),
+		"localhost:1/gone@sha256:0000": templates(sidecar("proxy"), func(t *servingv1.RevisionTemplateSpec) { t.Spec.Containers[1].Image = goneImage }),
 		`annotation run.googleapis.com/container-dependencies: there is no container "x"`:              templates(sidecar("proxy"), dependencies(`{"app":["x"]}`)),
 		`annotation run.googleapis.com/container-dependencies: container "app" depends on itself`:      templates(sidecar("proxy"), dependencies(`{"app":["proxy"],"proxy":["app"]}`)),
 		`annotation run.googleapis.com/container-dependencies: it is not like {"app":["proxy"]}: json`: templates(sidecar("proxy"), dependencies(`[]`)),

@@ -66,11 +66,11 @@ func formatMap(m map[string]string) string {
 // resource is a limit or request of a container, in units of the divisor,
 // rounded up.
 func (v *volumes) resource(ref *corev1.ResourceFieldSelector) (string, error) {
-	n := slices.IndexFunc(v.rev.Template.Spec.Containers, func(c corev1.Container) bool { return c.Name == ref.ContainerName })
+	n := slices.IndexFunc(v.rev.Spec().Template.Spec.Containers, func(c corev1.Container) bool { return c.Name == ref.ContainerName })
 	if n < 0 {
 		return "", fmt.Errorf("resourceFieldRef: there is no container %q", ref.ContainerName)
 	}
-	r := &v.rev.Template.Spec.Containers[n].Resources
+	r := &v.rev.Spec().Template.Spec.Containers[n].Resources
 	kind, name, _ := strings.Cut(ref.Resource, ".")
 	list, known := map[string]corev1.ResourceList{"limits": r.Limits, "requests": r.Requests}[kind]
 	q, set := list[corev1.ResourceName(name)]

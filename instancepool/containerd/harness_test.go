@@ -134,6 +134,9 @@ func (f *fixture) stopAll(r *Runtime) {
 	}
 }
 
+// goneImage was there when revisions of it were made.
+const goneImage = "localhost:1/gone:1"
+
 // revision makes a revision of the service "hello".
 func (f *fixture) revision(r *Runtime, change ...func(*corev1.Container)) *revisions.Revision {
 	f.t.Helper()
@@ -154,9 +157,15 @@ func (f *fixture) revisionOf(r *Runtime, change func(*servingv1.RevisionTemplate
 	f.check(err)
 	rev, _, err := revisions.NewRegistry(revisions.Options{}).Apply(svc, revisions.OwnerConfig)
 	f.check(err)
-	digest, err := r.Resolve(context.Background(), rev.Image, nil)
-	f.check(err)
-	rev.Pin(digest)
+	for _, image := range rev.Spec().Images() {
+		if image == goneImage {
+			rev.Pin(image, "sha256:"+strings.Repeat("0", 64))
+			continue
+		}
+		digest, err := r.Resolve(context.Background(), image, nil)
+		f.check(err)
+		rev.Pin(image, digest)
+	}
 	return rev
 }
 

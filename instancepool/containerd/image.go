@@ -91,22 +91,13 @@ func (r *Runtime) local(ctx context.Context, c *client.Client, ref string) (clie
 	return img, nil
 }
 
-// pinned returns the image of a revision's container. That of a sidecar, unless
-// it was resolved before, is what its name means when the first instance starts.
+// pinned returns the image of a revision's container.
 func (r *Runtime) pinned(ctx context.Context, c *client.Client, rev *revisions.Revision, container *corev1.Container) (client.Image, error) {
-	digest := rev.ImageDigest(container.Image)
-	if digest == "" && container != rev.Container() {
-		resolved, err := r.Resolve(ctx, container.Image, nil)
-		if err != nil {
-			return nil, err
-		}
-		digest = rev.PinImage(container.Image, resolved)
-	}
 	ref, err := normalize(container.Image)
 	if err != nil {
 		return nil, err
 	}
-	ref, err = pinnedName(ref, digest)
+	ref, err = pinnedName(ref, rev.ImageDigest(container.Image))
 	if err != nil {
 		return nil, err
 	}

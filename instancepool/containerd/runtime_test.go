@@ -120,9 +120,9 @@ func (e *engine) revision(r *Runtime, change func(*corev1.Container)) *revisions
 	e.check(err)
 	rev, _, err := revisions.NewRegistry(revisions.Options{}).Apply(svc, revisions.OwnerConfig)
 	e.check(err)
-	digest, err := r.Resolve(e.t.Context(), rev.Image, nil)
+	digest, err := r.Resolve(e.t.Context(), rev.Spec().Image, nil)
 	e.check(err)
-	rev.Pin(digest)
+	rev.Pin(rev.Spec().Image, digest)
 	return rev
 }
 

@@ -94,7 +94,7 @@ func common(rev *revisions.Revision, c *corev1.Container, image client.Image) []
 		oci.WithoutRunMount, // what the image has in /run counts
 		withCgroups, withTmp,
 		oci.WithPidsLimit(pidsLimit), withoutRlimits, withOOMScore, withLimits(c.Resources.Limits), withShares(c.Resources.Requests),
-		withSecurity(rev.Template.Spec.SecurityContext, c),
+		withSecurity(rev.Spec().Template.Spec.SecurityContext, c),
 	)
 	return opts
 }

@@ -119,7 +119,7 @@ type member struct {
 func (s *start) run(ctx context.Context) (*handle, error) {
 	r, rev, id := s.r, s.spec.Revision, s.spec.ID
 	s.phase("")
-	order, err := startOrder(&rev.Template)
+	order, err := startOrder(&rev.Spec().Template)
 	if err != nil {
 		return nil, err
 	}
@@ -127,7 +127,7 @@ func (s *start) run(ctx context.Context) (*handle, error) {
 	if err != nil {
 		return nil, err
 	}
-	net, err := r.network.attach(ctx, rev.Port.Number)
+	net, err := r.network.attach(ctx, rev.Spec().Port.Number)
 	if err != nil {
 		return nil, fmt.Errorf("attaching the network: %w", err)
 	}
@@ -177,10 +177,10 @@ func (s *start) run(ctx context.Context) (*handle, error) {
 // first.
 func (s *start) members(ctx context.Context) ([]*member, error) {
 	rev := s.spec.Revision
-	ingress := rev.Container()
+	ingress := rev.Spec().Container()
 	all := []*member{{c: ingress, id: s.spec.ID}}
-	for i := range rev.Template.Spec.Containers {
-		if c := &rev.Template.Spec.Containers[i]; c != ingress {
+	for i := range rev.Spec().Template.Spec.Containers {
+		if c := &rev.Spec().Template.Spec.Containers[i]; c != ingress {
 			all = append(all, &member{c: c, id: sidecarID(s.spec.ID, len(all))})
 		}
 	}
@@ -237,7 +237,7 @@ func (s *start) prepare(members []*member, net attachment) error {
 	for i, m := range members {
 		platform := rev.Env()
 		if i == 0 { // a sidecar gets no requests
-			platform = append(platform, "PORT="+strconv.Itoa(net.port(rev.Port.Number)))
+			platform = append(platform, "PORT="+strconv.Itoa(net.port(rev.Spec().Port.Number)))
 		}
 		env, err := values.environment(m.c, id, platform)
 		if err != nil {

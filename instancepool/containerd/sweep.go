@@ -190,7 +190,7 @@ func (r *Runtime) load(ctx context.Context, id string, group []client.Container)
 		return nil, fmt.Errorf("reading container %s: %w", id, explain(ctx, err))
 	}
 	rev, err := revisionOf(info.Extensions)
-	if err == nil && len(group) != len(rev.Template.Spec.Containers) {
+	if err == nil && len(group) != len(rev.Spec().Template.Spec.Containers) {
 		return nil, nil // its start was interrupted
 	}
 	if err != nil {

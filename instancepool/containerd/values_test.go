@@ -261,8 +261,9 @@ func TestWithoutValues(t *testing.T) {
 // volumesOf makes the volumes of a pod in a directory of the test's.
 func volumesOf(t testing.TB, spec *corev1.PodSpec) *volumes {
 	t.Helper()
-	rev := &revisions.Revision{Name: "hello-00001", Service: "hello"}
-	rev.Template.Spec = servingv1.RevisionSpec{PodSpec: *spec}
+	var template servingv1.RevisionTemplateSpec
+	template.Spec.PodSpec = *spec
+	rev := revisions.New("hello", "hello-00001", 1, &revisions.Spec{Template: template})
 	v := &volumes{dir: filepath.Join(t.TempDir(), "volumes"), instance: "hello-00001-x", rev: rev, lookups: &lookups{values: testValues()}}
 	t.Cleanup(func() {
 		if err := unmountVolumes(v.dir); err != nil {

@@ -43,7 +43,7 @@ const (
 // make makes what the containers' mounts are of. What it leaves after an error
 // goes with the instance's files.
 func (v *volumes) make() error {
-	spec := &v.rev.Template.Spec.PodSpec
+	spec := &v.rev.Spec().Template.Spec.PodSpec
 	for i := range spec.Volumes {
 		vol := &spec.Volumes[i]
 		if err := v.makeOne(vol); err != nil {
@@ -78,8 +78,8 @@ func (v *volumes) makeOne(vol *corev1.Volume) error {
 // it can be in that container's own mounts, which end with it.
 func (v *volumes) private(name string) bool {
 	mounts := 0
-	for i := range v.rev.Template.Spec.Containers {
-		for _, m := range v.rev.Template.Spec.Containers[i].VolumeMounts {
+	for i := range v.rev.Spec().Template.Spec.Containers {
+		for _, m := range v.rev.Spec().Template.Spec.Containers[i].VolumeMounts {
 			if m.Name != name {
 				continue
 			}
@@ -105,7 +105,7 @@ func (v *volumes) emptyDirOptions(e *corev1.EmptyDirVolumeSource) []string {
 
 // fsGroup is the group that all volumes belong to, or nil.
 func (v *volumes) fsGroup() *int64 {
-	if sc := v.rev.Template.Spec.SecurityContext; sc != nil {
+	if sc := v.rev.Spec().Template.Spec.SecurityContext; sc != nil {
 		return sc.FSGroup
 	}
 	return nil
@@ -274,7 +274,7 @@ func (v *volumes) mounts(c *corev1.Container) ([]specs.Mount, error) {
 }
 
 func (v *volumes) mount(m *corev1.VolumeMount) (specs.Mount, error) {
-	spec := &v.rev.Template.Spec.PodSpec
+	spec := &v.rev.Spec().Template.Spec.PodSpec
 	n := slices.IndexFunc(spec.Volumes, func(vol corev1.Volume) bool { return vol.Name == m.Name })
 	if n < 0 {
 		return specs.Mount{}, errors.New("there is no volume of that name")

@@ -1,0 +1,157 @@
+package revisions
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"strconv"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"knative.dev/serving/pkg/apis/autoscaling"
+	"knative.dev/serving/pkg/apis/serving"
+	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
+)
+
+// Spec is what a revision's template says. The fields are read once from the
+// Knative template.
+type Spec struct {
+	// Template is the defaulted template.
+	Template servingv1.RevisionTemplateSpec
+	// Image is the reference as the user wrote it, such as "ghcr.io/acme/hello:1.4".
+	Image string
+	// Port is what the container listens on.
+	Port Port
+	// Concurrency is the hard limit of requests in flight in one instance, 1 to 1000.
+	Concurrency int
+	// Timeout bounds a request from its arrival, the wait for an instance included.
+	Timeout time.Duration
+	// MinInstances are kept running; MaxInstances is never exceeded.
+	MinInstances, MaxInstances int
+	// IdleTimeout is how long an instance may be without a request before it is stopped.
+	IdleTimeout time.Duration
+	// QueueDepth is how many requests may wait for a slot.
+	QueueDepth int
+	// Startup says when a started instance may get requests.
+	Startup Probe
+	// InitialScale is how many instances prove a new revision; -1 when nothing is
+	// said of it.
+	InitialScale int
+	// Affinity sends a client's requests to the instance that it had before, if
+	// that can take them (Cloud Run: session affinity).
+	Affinity bool
+	// ProgressDeadline bounds what it may take to become ready.
+	ProgressDeadline time.Duration
+}
+
+// Port is a container's port and protocol.
+type Port struct {
+	// Number is 1 to 65535; Default: 8080.
+	Number int
+	// H2C means HTTP/2 without TLS, by prior knowledge.
+	H2C bool
+}
+
+// Container is the ingress container: the one that gets the requests. It must
+// not be modified.
+func (s *Spec) Container() *corev1.Container { return ingressContainer(&s.Template.Spec) }
+
+// newSpec reads a defaulted and validated template. What an error says can not be
+// read has its default.
+func newSpec(template servingv1.RevisionTemplateSpec) (*Spec, error) {
+	template.ObjectMeta = templateMeta(template.ObjectMeta)
+	s := &Spec{Template: template, Port: Port{Number: DefaultPort}}
+	a := annotations{of: template.Annotations}
+	c := s.Container()
+	if c == nil {
+		a.fail(errors.New("the template has no container"))
+		s.Template.Spec.Containers = make([]corev1.Container, 1)
+		c = s.Container()
+	}
+	s.Image = c.Image
+	if len(c.Ports) > 0 {
+		s.Port.H2C = c.Ports[0].Name == "h2c"
+		if n := int(c.Ports[0].ContainerPort); n != 0 {
+			s.Port.Number = n
+		}
+	}
+	s.Concurrency = int(deref(template.Spec.ContainerConcurrency, DefaultConcurrency))
+	if s.Concurrency < 1 || s.Concurrency > MaxConcurrency {
+		a.fail(fmt.Errorf("containerConcurrency %d is not a number from 1 to %d", s.Concurrency, MaxConcurrency))
+		s.Concurrency = DefaultConcurrency
+	}
+	s.Timeout = time.Duration(deref(template.Spec.TimeoutSeconds, int64(DefaultTimeout/time.Second))) * time.Second
+	s.MinInstances = a.integer(0, math.MaxInt32, 0, autoscaling.MinScaleAnnotation...)
+	s.MaxInstances = a.integer(0, math.MaxInt32, DefaultMaxInstances, autoscaling.MaxScaleAnnotation...)
+	s.InitialScale = a.integer(0, math.MaxInt32, -1, autoscaling.InitialScaleAnnotation...)
+	s.ProgressDeadline = a.duration(DefaultProgressDeadline, serving.ProgressDeadlineAnnotation...)
+	s.QueueDepth = a.integer(1, MaxQueueDepth, DefaultQueueDepth, QueueDepthAnnotation)
+	s.IdleTimeout = a.duration(DefaultIdleTimeout, IdleTimeoutAnnotation)
+	s.Affinity = a.boolean(AffinityAnnotation)
+	s.Startup = startupProbe(c, s.Port)
+	return s, a.err
+}
+
+// annotations reads values. What can not be read has its default, and the first
+// such is in err.
+type annotations struct {
+	of  map[string]string
+	err error
+}
+
+func (a *annotations) fail(err error) {
+	if a.err == nil {
+		a.err = err
+	}
+}
+
+// read has f read the first of keys that is set: Knative accepts several
+// spellings. f reports whether the value is what it says it wants.
+func (a *annotations) read(keys []string, want string, f func(value string) bool) {
+	for _, key := range keys {
+		value, ok := a.of[key]
+		if !ok {
+			continue
+		}
+		if !f(value) {
+			a.fail(fmt.Errorf("annotation %s: %q is not %s", key, value, want))
+		}
+		return
+	}
+}
+
+func (a *annotations) integer(lowest, highest, otherwise int, keys ...string) int {
+	n := otherwise
+	a.read(keys, fmt.Sprintf("a number from %d to %d", lowest, highest), func(value string) bool {
+		v, err := strconv.Atoi(value)
+		if err != nil || v < lowest || v > highest {
+			return false
+		}
+		n = v
+		return true
+	})
+	return n
+}
+
+func (a *annotations) duration(otherwise time.Duration, keys ...string) time.Duration {
+	d := otherwise
+	a.read(keys, "a duration above zero", func(value string) bool {
+		v, err := time.ParseDuration(value)
+		if err != nil || v <= 0 {
+			return false
+		}
+		d = v
+		return true
+	})
+	return d
+}
+
+func (a *annotations) boolean(key string) bool {
+	b := false
+	a.read([]string{key}, "true or false", func(value string) (ok bool) {
+		v, err := strconv.ParseBool(value)
+		b = v && err == nil
+		return err == nil
+	})
+	return b
+}

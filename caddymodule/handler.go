@@ -303,7 +303,8 @@ func (leasedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 		ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: gotConn})
 	}
 	r = r.WithContext(ctx)
-	setForwarded(r.Header)                                   // the proxy has made these for this attempt
+	// The headers are those that the proxy has made for this attempt.
+	setForwarded(r.Header)
 	resp, err := x.lease.Instance().Transport().RoundTrip(r) //nolint:bodyclose // the proxy closes it
 	timer.Stop()
 	if err == nil {

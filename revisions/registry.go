@@ -792,6 +792,16 @@ func (g *Registry) MarkReady(rev *Revision) {
 	})
 }
 
+// MarkWaiting notes what a revision that has still to prove itself waits for. It
+// is so until its images are there, or it is known whether it works.
+func (g *Registry) MarkWaiting(rev *Revision, reason, message string) {
+	g.Mark(rev, func(st *servingv1.RevisionStatus) {
+		if st.GetCondition(servingv1.RevisionConditionReady).IsUnknown() {
+			st.MarkResourcesAvailableUnknown(reason, message)
+		}
+	})
+}
+
 // MarkFailed notes why the revision could not start. One that has been ready
 // before stays ready: what fails may be the host.
 func (g *Registry) MarkFailed(rev *Revision, reason, message string) {
@@ -817,6 +827,9 @@ func (g *Registry) Pin(rev *Revision, digests map[string]string) {
 	}
 	g.Mark(rev, func(st *servingv1.RevisionStatus) {
 		st.ContainerStatuses = rev.containerStatuses()
+		if c := st.GetCondition(servingv1.RevisionConditionResourcesAvailable); c.IsUnknown() {
+			st.MarkResourcesAvailableUnknown(servingv1.ReasonDeploying, "")
+		}
 		if c := st.GetCondition(servingv1.RevisionConditionContainerHealthy); c.IsUnknown() && c.GetReason() == servingv1.ReasonResolvingDigests {
 			st.MarkContainerHealthyUnknown(servingv1.ReasonDeploying, "")
 		}

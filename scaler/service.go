@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,6 +23,8 @@ const (
 	warmTimeout = time.Minute
 	// warmRetry is the pause after none of them has become ready.
 	warmRetry = 10 * time.Second
+	// resolveRetry is the pause after the engine did not answer for an image.
+	resolveRetry = time.Second
 )
 
 // service follows what the registry says of one service: it routes its requests
@@ -251,11 +254,41 @@ func (v *service) bringUp(d *deployment, n int, timeout time.Duration) {
 	v.s.wg.Go(func() {
 		defer cancel()
 		if n == 0 {
-			v.tried(d, v.s.resolve(ctx, d.rev))
+			v.tried(d, v.resolve(ctx, d))
 			return
 		}
 		v.tried(d, d.pool.Await(ctx, n))
 	})
+}
+
+// resolve waits until the images of d are there, while the engine does not answer
+// as well.
+func (v *service) resolve(ctx context.Context, d *deployment) error {
+	for {
+		err := v.s.resolve(ctx, d.rev)
+		if !errors.Is(err, instancepool.ErrUnavailable) {
+			return err
+		}
+		v.await(d, err)
+		retry := time.NewTimer(resolveRetry)
+		select {
+		case <-retry.C:
+		case <-ctx.Done():
+			retry.Stop()
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// await shows what a trial waits for.
+func (v *service) await(d *deployment, err error) {
+	v.mu.Lock()
+	waits := d.trial != nil && v.deployed[d.rev] == d && !v.retired
+	v.mu.Unlock()
+	if waits && d.rev.Readiness() == revisions.ReadinessUnknown {
+		reason, message := explain(d.rev, err)
+		v.s.registry.MarkWaiting(d.rev, reason, message)
+	}
 }
 
 // deadlineError says that a revision took too long.
@@ -284,13 +317,13 @@ func (v *service) tried(d *deployment, err error) {
 		d.failure = err
 		v.end(d, 0, nil)
 		v.mu.Unlock()
+		v.report(d, err) // first: whoever sees the status finds the log
 		reason, message := explain(d.rev, err)
 		v.s.registry.MarkFailed(d.rev, reason, message)
 		v.mu.Lock()
 		d.noted = true
 		v.mu.Unlock()
 		v.sync(nil)
-		v.report(d, err)
 		return
 	case readyInstances(d) > 0:
 		d.warmed = true // fewer have to do: whoever moves traffic may flee from worse
@@ -328,16 +361,22 @@ func explain(rev *revisions.Revision, err error) (reason, message string) {
 	switch {
 	case start.Reason == servingv1.ReasonContainerMissing:
 		return start.Reason, servingv1.RevisionContainerMissingMessage(rev.Spec().Image, start.Err.Error())
-	case start.Log != "":
+	case start.Log == "":
+		return start.Reason, start.Err.Error()
+	case strings.HasPrefix(start.Reason, "ExitCode"): // which says the rest
 		return start.Reason, servingv1.RevisionContainerExitingMessage(start.Log)
 	}
-	return start.Reason, start.Err.Error()
+	return start.Reason, fmt.Sprintf("%v; its last output: %s", start.Err, start.Log)
 }
 
 // observe follows the instances of a revision that serves without having been
-// on trial: how the first of them do tells whether it works.
+// on trial: how the first of them do tells whether it works. Of one on trial it
+// shows what keeps it waiting.
 func (v *service) observe(d *deployment, e instancepool.Event) {
 	v.s.opts.Observer.Instance(e)
+	if errors.Is(e.Err, instancepool.ErrUnavailable) {
+		v.s.wg.Go(func() { v.await(d, e.Err) })
+	}
 	if d.rev.Readiness() == revisions.ReadinessTrue || (e.State != instancepool.Ready && e.State != instancepool.Failed) {
 		return
 	}

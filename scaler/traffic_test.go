@@ -126,6 +126,7 @@ func TestADeployOfTheAPIThatFails(t *testing.T) {
 	}{
 		{"no image", pooltest.Plan{}, fmt.Errorf("%w: not found", instancepool.ErrImage), time.Second, `False ContainerMissing Unable to fetch image "app:2":`},
 		{"it exits", pooltest.Plan{ReadyAfter: time.Hour, ExitAfter: time.Second, ExitCode: 3, Log: "panic: no config\n"}, nil, time.Minute, "False ExitCode3 Container failed with: panic: no config"},
+		{"it waits", pooltest.Plan{ReadyAfter: time.Hour, Log: "waiting for the database\n"}, nil, 5 * time.Minute, "False ContainerUnhealthy not ready in time: not started within 5m0s; its last output: waiting for the database"},
 		{"it never listens", pooltest.Plan{ReadyAfter: time.Hour}, nil, 5 * time.Minute, "False ContainerUnhealthy not ready in time: not started within 5m0s"},
 		{"it takes longer than it may", pooltest.Plan{ReadyAfter: 40 * time.Second}, nil, 30 * time.Second, "False ProgressDeadlineExceeded revision hello-00002 was not ready within 30s"},
 	} {
@@ -313,6 +314,42 @@ func TestRollbackThatCannotStart(t *testing.T) {
 		equal(t, "served by", h.served("hello"), "hello-00001")
 		release()
 	})
+}
+
+// While the engine does not answer a deploy waits, as long as it may, and says
+// what for.
+func TestADeployThatWaitsForTheEngine(t *testing.T) {
+	for name, annotation := range map[string]string{"instances": "initial-scale=1", "images": "initial-scale=0"} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
+				h := boot(t, rt)
+				synctest.Wait()
+				away := fmt.Errorf("%w: connection refused", instancepool.ErrUnavailable)
+				engine := func(err error) {
+					rt.Plan(pooltest.Plan{StartErr: err})
+					rt.Image(func(context.Context, string) (string, error) { return "sha256:1", err })
+				}
+				engine(away)
+				h.create("hello", annotation)
+				const waiting = "Unknown ResourcesUnavailable resolving image app:1: the container engine does not answer: connection refused"
+				time.Sleep(5 * time.Second)
+				equal(t, "condition", h.condition("hello-00001"), waiting)
+				time.Sleep(9 * time.Minute)
+				equal(t, "condition", h.condition("hello-00001"), waiting)
+				engine(nil)
+				time.Sleep(5 * time.Second)
+				equal(t, "condition", h.condition("hello-00001"), "True")
+				equal(t, "served by", h.served("hello"), "hello-00001")
+
+				engine(away)
+				h.deploy("hello", "app:2")
+				time.Sleep(9 * time.Minute)
+				equal(t, "served by", h.served("hello"), "hello-00001")
+				time.Sleep(time.Minute + time.Second)
+				equal(t, "condition", h.condition("hello-00002"), "False ProgressDeadlineExceeded revision hello-00002 was not ready within 10m0s")
+			})
+		})
+	}
 }
 
 // A gradual rollout takes its steps, and ends.

@@ -232,12 +232,10 @@ func TestKilledWhileDeploying(t *testing.T) {
 	h.apply(http.MethodDelete, knative+"services/hello", "", "")
 	h.assertOnly(0)
 	eventually(t, "no record is left", func() bool {
-		// The storage itself leaves the beginning of a record that was being written.
-		services, err := filepath.Glob(filepath.Join(h.dir, "storage", "fairway", "services", "*.json"))
+		files, err := filepath.Glob(filepath.Join(h.dir, "storage", "fairway", "*", "*"))
 		h.check(err)
-		revisions, err := filepath.Glob(filepath.Join(h.dir, "storage", "fairway", "revisions", "*", "*.json"))
-		h.check(err)
-		return len(services)+len(revisions) == 0
+		// Caddy's storage writes to such names first, and leaves them when it is killed.
+		return !slices.ContainsFunc(files, func(file string) bool { return strings.Trim(filepath.Base(file), "0123456789") != "" })
 	})
 }
 

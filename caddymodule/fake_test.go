@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
@@ -91,6 +92,8 @@ func (rt *fakeRuntime) Resolve(_ context.Context, image string, _ func(instancep
 	}
 	return "sha256:" + strings.Repeat("0", 64), nil
 }
+
+func (rt *fakeRuntime) Prune(context.Context, iter.Seq2[string, string]) error { return nil }
 
 func (rt *fakeRuntime) fail(err error) {
 	rt.mu.Lock()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"time"
 
 	"github.com/fairway-run/fairway/revisions"
@@ -13,12 +14,18 @@ import (
 // may stand in its place. It knows nothing of requests. Every method returns by
 // its context's end at the latest, and a method that fails leaves nothing behind.
 type Runtime interface {
-	// Resolve makes image present, asking a registry only when no local image
-	// has that name, and returns the digest it means now, such as "sha256:…".
+	// Resolve makes image present and returns the digest it means now, such as
+	// "sha256:…": that of the local image of that name, such as one that was built
+	// here, or else what its registry says.
 	// progress may be nil; it is called from any goroutine, never after return.
 	// Errors: ErrImage when the image cannot be had or read, ErrUnavailable
 	// when the engine does not answer.
 	Resolve(ctx context.Context, image string, progress func(Progress)) (digest string, err error)
+
+	// Prune removes the images that Resolve has made present, or kept, and that
+	// neither used, of image names and digests, nor an instance needs any more.
+	// Nothing may be resolved at the same time.
+	Prune(ctx context.Context, used iter.Seq2[string, string]) error
 
 	// Start makes one instance and returns once its process runs; it does not
 	// wait until the instance listens. The revision's digest is pinned before.

@@ -1,6 +1,7 @@
 package revisions
 
 import (
+	"iter"
 	"maps"
 	"slices"
 
@@ -34,6 +35,14 @@ func (r *Revision) ImageDigest(image string) string {
 		return (*all)[image]
 	}
 	return ""
+}
+
+// Pins are the images of the revision whose digests are known, with these.
+func (r *Revision) Pins() iter.Seq2[string, string] {
+	if all := r.digests.Load(); all != nil {
+		return maps.All(*all)
+	}
+	return func(func(string, string) bool) {}
 }
 
 // Pinned reports whether the digests of all images are known.

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
 	"strings"
@@ -37,6 +38,8 @@ type Options struct {
 	// Created is called for each new revision before anybody can see it. It must
 	// not change its service.
 	Created func(*Revision)
+	// Removed is called after revisions of a service are gone.
+	Removed func(service string)
 	// Report is told what could not be read or written; nothing stops for it.
 	Report func(error)
 }
@@ -85,6 +88,9 @@ func NewRegistry(opts Options) *Registry {
 	}
 	if opts.Created == nil {
 		opts.Created = func(*Revision) {}
+	}
+	if opts.Removed == nil {
+		opts.Removed = func(string) {}
 	}
 	if opts.Report == nil {
 		opts.Report = func(error) {}
@@ -273,6 +279,9 @@ func (g *Registry) edit(name string, f func(*edit) error) (*State, error) {
 	}
 	next := e.next
 	rec.mu.Unlock()
+	if len(e.removed) > 0 {
+		g.opts.Removed(name)
+	}
 	g.opts.Changed(name)
 	return next, nil
 }
@@ -909,6 +918,22 @@ func (g *Registry) Names() []string {
 	g.mu.RUnlock()
 	slices.Sort(names)
 	return names
+}
+
+// Pins are the images of all revisions whose digests are known, with these.
+func (g *Registry) Pins() iter.Seq2[string, string] {
+	g.mu.RLock()
+	all := slices.Collect(maps.Values(g.names))
+	g.mu.RUnlock()
+	return func(yield func(string, string) bool) {
+		for _, rev := range all {
+			for image, digest := range rev.Pins() {
+				if !yield(image, digest) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // RevisionNames returns the names of all revisions, in order.

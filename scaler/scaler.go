@@ -69,8 +69,9 @@ type Observer interface {
 // RevisionEvent is one change in the life of a revision.
 type RevisionEvent struct {
 	// Kind is "created", "ready", "promoted", "failed", "draining", "retired",
-	// "image_pulling", "image_resolved" or "image_failed"; or "load_failed", of
-	// no service, when the engine does not say what runs.
+	// "image_pulling", "image_resolved" or "image_failed"; or, of no service,
+	// "load_failed" when the engine does not say what runs, "prune_failed" when
+	// images that no revision has cannot be removed.
 	Kind              string
 	Service, Revision string
 	Err               error
@@ -82,7 +83,8 @@ type RevisionEvent struct {
 type Options struct {
 	Runtime  instancepool.Runtime
 	Observer Observer
-	// Registry are the options of the registry; Changed is set by New.
+	// Registry are the options of the registry; Changed, Created and Removed are
+	// set by New.
 	Registry revisions.Options
 	// StartLimit is how many instances start at the same time: more only makes
 	// all of them later. Default: 2 per CPU.
@@ -101,6 +103,10 @@ type Scaler struct {
 	registry *revisions.Registry
 	starts   *semaphore.Weighted
 	pulls    singleflight.Group
+	// resolving is held for reading from when an image is looked for until its
+	// revision is pinned to it, and for writing while images are removed.
+	resolving sync.RWMutex
+	prunable  chan struct{} // revisions are gone, and their images may be too
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -152,11 +158,12 @@ func New(opts Options) *Scaler {
 	s := &Scaler{
 		opts:   opts,
 		starts: semaphore.NewWeighted(int64(opts.StartLimit)),
-		loaded: make(chan struct{}),
-		found:  make(map[string][]instancepool.Handle),
-		own:    make(map[string]bool),
+		loaded: make(chan struct{}), prunable: make(chan struct{}, 1),
+		found: make(map[string][]instancepool.Handle),
+		own:   make(map[string]bool),
 	}
 	opts.Registry.Changed = s.follow
+	opts.Registry.Removed = func(string) { s.pruneSoon() }
 	opts.Registry.Created = func(rev *revisions.Revision) {
 		s.opts.Observer.Revision(RevisionEvent{Kind: "created", Service: rev.Service, Revision: rev.Name})
 	}
@@ -171,7 +178,10 @@ func (s *Scaler) Registry() *revisions.Registry { return s.registry }
 // Start looks, once, for the instances that an earlier process left, in the
 // background.
 func (s *Scaler) Start() {
-	s.start.Do(func() { s.wg.Go(s.load) })
+	s.start.Do(func() {
+		s.wg.Go(s.load)
+		s.wg.Go(s.pruneLoop)
+	})
 }
 
 // load adopts what runs already. Services that were declared meanwhile are
@@ -558,6 +568,8 @@ func (s *Scaler) resolve(ctx context.Context, rev *revisions.Revision) error {
 		ctx, cancel := context.WithTimeout(s.ctx, pullTimeout)
 		defer cancel()
 		defer s.pulling.Delete(rev.Name)
+		s.resolving.RLock()
+		defer s.resolving.RUnlock()
 		digests, err := s.resolveAll(ctx, rev)
 		e := RevisionEvent{Kind: "image_resolved", Service: rev.Service, Revision: rev.Name, Digest: digests[rev.Spec().Image], Took: time.Since(began)}
 		if err != nil {

@@ -5,12 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
 	client "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
@@ -27,8 +31,11 @@ import (
 // progressEvery is how often the progress of a pull is told.
 const progressEvery = 250 * time.Millisecond
 
-// Resolve implements instancepool.Runtime. The image is also recorded under its
-// digest, so that it stays when the tag moves on or is deleted.
+// leaseExpiry is when containerd gives up a lease whose holder was killed.
+const leaseExpiry = 24 * time.Hour
+
+// Resolve implements instancepool.Runtime. The image is recorded under its digest
+// alone, so that it stays when the tag moves on or is deleted.
 func (r *Runtime) Resolve(ctx context.Context, image string, progress func(instancepool.Progress)) (string, error) {
 	c, err := r.connect()
 	if err != nil {
@@ -39,8 +46,11 @@ func (r *Runtime) Resolve(ctx context.Context, image string, progress func(insta
 		return "", err
 	}
 	img, err := r.local(ctx, c, ref)
-	if errdefs.IsNotFound(err) {
-		img, err = r.pull(ctx, c, ref, progress)
+	switch {
+	case errdefs.IsNotFound(err):
+		img, err = r.fetch(ctx, c, ref, progress)
+	case err == nil:
+		err = r.record(ctx, c, ref, img)
 	}
 	if err != nil {
 		return "", err
@@ -48,18 +58,83 @@ func (r *Runtime) Resolve(ctx context.Context, image string, progress func(insta
 	if err := r.unpack(ctx, c, img); err != nil {
 		return "", err
 	}
-	digest := img.Target().Digest.String()
-	pinned, err := pinnedName(ref, digest)
+	return img.Target().Digest.String(), nil
+}
+
+// record records a local image under its digest.
+func (r *Runtime) record(ctx context.Context, c *client.Client, ref string, img client.Image) error {
+	pinned, err := pinnedName(ref, img.Target().Digest.String())
 	if err != nil {
-		return "", err
+		return err
 	}
-	record := images.Image{Name: pinned, Target: img.Target(), Labels: map[string]string{labelManaged: "true"}}
 	rpc, cancel := r.within(ctx)
 	defer cancel()
+	record := images.Image{Name: pinned, Target: img.Target(), Labels: map[string]string{labelManaged: "true"}}
 	if _, err := c.ImageService().Create(rpc, record); err != nil && !errdefs.IsAlreadyExists(err) {
-		return "", fmt.Errorf("pinning image %s: %w", image, explain(ctx, err))
+		return fmt.Errorf("pinning image %s: %w", ref, explain(ctx, err))
 	}
-	return digest, nil
+	return nil
+}
+
+// fetch returns the image that a registry has under a name now.
+func (r *Runtime) fetch(ctx context.Context, c *client.Client, ref string, progress func(instancepool.Progress)) (client.Image, error) {
+	_, found, err := resolver().Resolve(ctx, ref)
+	if err != nil {
+		return nil, unfetched(ctx, ref, err)
+	}
+	pinned, err := pinnedName(ref, found.Digest.String())
+	if err != nil {
+		return nil, err
+	}
+	img, err := r.local(ctx, c, pinned)
+	if errdefs.IsNotFound(err) {
+		img, err = r.pull(ctx, c, pinned, progress)
+	}
+	return img, err
+}
+
+// Prune implements instancepool.Runtime.
+func (r *Runtime) Prune(ctx context.Context, used iter.Seq2[string, string]) error {
+	c, err := r.connect()
+	if err != nil {
+		return err
+	}
+	keep := make(map[string]bool)
+	note := func(image, digest string) {
+		if ref, err := normalize(image); err == nil {
+			if ref, err = pinnedName(ref, digest); err == nil {
+				keep[ref] = true
+			}
+		}
+	}
+	for image, digest := range used {
+		note(image, digest)
+	}
+	r.mu.Lock()
+	for _, h := range r.handles {
+		for image, digest := range h.rev.Pins() {
+			note(image, digest)
+		}
+	}
+	r.mu.Unlock()
+	rpc, cancel := r.within(ctx)
+	defer cancel()
+	all, err := c.ImageService().List(rpc, managed)
+	if err != nil {
+		return fmt.Errorf("listing images: %w", explain(ctx, err))
+	}
+	all = slices.DeleteFunc(all, func(img images.Image) bool { return keep[img.Name] })
+	for i, img := range all {
+		var opts []images.DeleteOpt
+		if i == len(all)-1 {
+			opts = append(opts, images.SynchronousDelete()) // the collector looks for what they held
+		}
+		if err := c.ImageService().Delete(rpc, img.Name, opts...); err != nil && !errdefs.IsNotFound(err) {
+			return fmt.Errorf("removing image %s: %w", img.Name, explain(ctx, err))
+		}
+		r.log.Info("image removed: no revision has it any more", zap.String("image", img.Name))
+	}
+	return nil
 }
 
 // normalize completes a reference as Docker does: app means
@@ -112,12 +187,8 @@ func (r *Runtime) pinned(ctx context.Context, c *client.Client, rev *revisions.R
 	return img, r.unpack(ctx, c, img)
 }
 
+// pull fetches an image that is named by its digest.
 func (r *Runtime) pull(ctx context.Context, c *client.Client, ref string, progress func(instancepool.Progress)) (client.Image, error) {
-	resolver := docker.NewResolver(docker.ResolverOptions{Hosts: docker.ConfigureDefaultRegistries(
-		docker.WithPlainHTTP(docker.MatchLocalhost),
-		docker.WithAuthorizer(docker.NewDockerAuthorizer(docker.WithAuthCreds(credentials))),
-		docker.WithClient(&http.Client{}),
-	)})
 	pulling, cancel := context.WithCancel(ctx)
 	defer cancel()
 	if progress != nil {
@@ -134,14 +205,27 @@ func (r *Runtime) pull(ctx context.Context, c *client.Client, ref string, progre
 	}
 	defer release()
 	img, err := c.Pull(leased, ref,
-		client.WithResolver(resolver), client.WithPlatform(platforms.DefaultString()))
-	switch {
-	case err == nil:
-		return img, nil
-	case ctx.Err() != nil, errdefs.IsUnavailable(err):
-		return nil, fmt.Errorf("pulling %s: %w", ref, explain(ctx, err))
+		client.WithResolver(resolver()), client.WithPlatform(platforms.DefaultString()), client.WithPullLabel(labelManaged, "true"))
+	if err != nil {
+		return nil, unfetched(ctx, ref, err)
 	}
-	return nil, unusable("pulling", ref, err)
+	return img, nil
+}
+
+func resolver() remotes.Resolver {
+	return docker.NewResolver(docker.ResolverOptions{Hosts: docker.ConfigureDefaultRegistries(
+		docker.WithPlainHTTP(docker.MatchLocalhost),
+		docker.WithAuthorizer(docker.NewDockerAuthorizer(docker.WithAuthCreds(credentials))),
+		docker.WithClient(&http.Client{}),
+	)})
+}
+
+// unfetched explains why a registry gave no image.
+func unfetched(ctx context.Context, ref string, err error) error {
+	if ctx.Err() != nil || errdefs.IsUnavailable(err) {
+		return fmt.Errorf("pulling %s: %w", ref, explain(ctx, err))
+	}
+	return unusable("pulling", ref, err)
 }
 
 // unusable explains why an image cannot be used.
@@ -153,16 +237,19 @@ func unusable(doing, ref string, err error) error {
 }
 
 // lease keeps containerd's garbage collector from what is fetched until release
-// is called. The client's own lease would stay for a day if ctx ended before.
+// is called. The client's own lease would stay for a day if ctx ended before, or
+// while containerd makes it.
 func (r *Runtime) lease(ctx context.Context, c *client.Client) (_ context.Context, release func(), _ error) {
-	ctx, done, err := c.WithLease(withNamespace(ctx, r.opts.Namespace))
+	rpc, cancel := r.within(context.WithoutCancel(ctx))
+	defer cancel()
+	l, err := c.LeasesService().Create(rpc, leases.WithRandomID(), leases.WithExpiration(leaseExpiry))
 	if err != nil {
 		return ctx, nil, err
 	}
-	return ctx, func() {
+	return leases.WithLease(withNamespace(ctx, r.opts.Namespace), l.ID), func() {
 		rpc, cancel := r.within(context.WithoutCancel(ctx))
 		defer cancel()
-		if err := done(rpc); err != nil {
+		if err := c.LeasesService().Delete(rpc, l); err != nil {
 			r.log.Warn("giving back a lease, which containerd does by itself in a day", zap.Error(err))
 		}
 	}, nil

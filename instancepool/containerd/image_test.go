@@ -12,11 +12,13 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
@@ -28,6 +30,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/random"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	godigest "github.com/opencontainers/go-digest"
 
 	"github.com/fairway-run/fairway/instancepool"
 	"github.com/fairway-run/fairway/test/images"
@@ -37,10 +40,10 @@ import (
 type testRegistry struct {
 	*httptest.Server
 
-	host  string
-	auth  authn.Basic
-	slow  atomic.Bool  // layers come slowly
-	asked atomic.Int64 // requests so far
+	host   string
+	auth   authn.Basic
+	slow   atomic.Bool  // layers come slowly
+	layers atomic.Int64 // fetched so far
 }
 
 func newTestRegistry(t *testing.T) *testRegistry {
@@ -48,14 +51,16 @@ func newTestRegistry(t *testing.T) *testRegistry {
 	r := &testRegistry{auth: authn.Basic{Username: "me", Password: "secret"}}
 	inner := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
 	r.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		r.asked.Add(1)
 		if user, secret, _ := req.BasicAuth(); user != r.auth.Username || secret != r.auth.Password {
 			w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
 			http.Error(w, "who are you?", http.StatusUnauthorized)
 			return
 		}
-		if r.slow.Load() && req.Method == http.MethodGet && strings.Contains(req.URL.Path, "/blobs/") {
-			w = slowWriter{w, req.Context()}
+		if req.Method == http.MethodGet && strings.Contains(req.URL.Path, "/blobs/") {
+			r.layers.Add(1)
+			if r.slow.Load() {
+				w = slowWriter{w, req.Context()}
+			}
 		}
 		if strings.HasSuffix(req.Header.Get("Range"), "-") {
 			req.Header.Del("Range") // the registry does not know a range without an end
@@ -215,16 +220,32 @@ func TestPull(t *testing.T) {
 			t.Errorf("the last progress: %+v", p)
 		}
 		f.leftWithin(patience, 1)
-		// It is there now: nobody is asked.
-		before := reg.asked.Load()
+		// It is there now: nothing is fetched.
+		before := reg.layers.Load()
 		if got, err := r.Resolve(t.Context(), single, nil); err != nil || got != digest.String() {
 			t.Errorf("Resolve: %s %v", got, err)
 		}
-		if n := reg.asked.Load() - before; n != 0 {
-			t.Errorf("%d requests for an image that is there", n)
+		if n := reg.layers.Load() - before; n != 0 {
+			t.Errorf("%d layers of an image that is there were fetched", n)
 		}
 	})
 	reg.slow.Store(false)
+	t.Run("the tag moves", func(t *testing.T) {
+		moved, err := mutate.Config(img, v1.Config{Env: []string{"VERSION=2"}})
+		f.check(err)
+		want, err := moved.Digest()
+		f.check(err)
+		if got, err := r.Resolve(t.Context(), reg.push(t, "app:1", moved), nil); err != nil || got != want.String() {
+			t.Errorf("Resolve: %s %v; want %s", got, err, want)
+		}
+		before := reg.layers.Load()
+		if got, err := r.Resolve(t.Context(), reg.host+"/app@"+digest.String(), nil); err != nil || got != digest.String() {
+			t.Errorf("what it meant before: %s %v", got, err)
+		}
+		if n := reg.layers.Load() - before; n != 0 {
+			t.Errorf("%d layers of what it meant before were fetched again", n)
+		}
+	})
 	t.Run("index", func(t *testing.T) {
 		host := platforms.DefaultSpec()
 		index := mutate.AppendManifests(empty.Index, mutate.IndexAddendum{Add: img, Descriptor: v1.Descriptor{
@@ -259,6 +280,64 @@ func TestPull(t *testing.T) {
 		}
 	})
 	f.leftWithin(patience, 1)
+}
+
+// TestPrune removes the images that neither a revision nor an instance has, and
+// none that it was given by name.
+func TestPrune(t *testing.T) {
+	f := newFixture(t)
+	r := f.open()
+	reg := newTestRegistry(t)
+	reg.logIn(t, reg.auth.Password)
+	img := probe(t)
+	single := reg.push(t, "app:1", img)
+	digest, err := r.Resolve(t.Context(), single, nil)
+	f.check(err)
+	rev := f.revision(r)
+	h := f.serve(r, rev)
+	client, err := r.connect()
+	f.check(err)
+	ctx, cancel := r.within(t.Context())
+	defer cancel()
+	pulled, local := reg.host+"/app@"+digest, strings.TrimSuffix(probeImage, ":1")+"@"+rev.Digest()
+	prune := func(want ...string) {
+		t.Helper()
+		f.check(r.Prune(t.Context(), func(yield func(string, string) bool) {
+			if slices.Contains(want, pulled) {
+				yield(single, digest)
+			}
+		}))
+		all, err := client.ListImages(ctx)
+		f.check(err)
+		var names []string
+		for _, img := range all {
+			names = append(names, img.Name())
+		}
+		slices.Sort(names)
+		want = append(want, probeImage)
+		slices.Sort(want)
+		if !slices.Equal(names, want) {
+			t.Errorf("images %q; want %q", names, want)
+		}
+	}
+	prune(pulled, local)
+	layers, err := img.Layers()
+	f.check(err)
+	layer, err := layers[len(layers)-1].Digest()
+	f.check(err)
+	kept := func() error {
+		_, err := client.ContentStore().Info(ctx, godigest.Digest(layer.String()))
+		return err
+	}
+	f.check(kept())
+	prune(local)
+	if err := kept(); !errdefs.IsNotFound(err) {
+		t.Errorf("its layer: %v", err)
+	}
+	f.get(h, "/")
+	f.stop(h)
+	prune()
+	f.stop(f.serve(r, f.revision(r)))
 }
 
 // TestImport imports an archive through the runtime.

@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"slices"
 	"sync"
 	"time"
@@ -51,6 +52,8 @@ type Runtime struct {
 	image     func(ctx context.Context, name string) (string, error)
 	progress  []instancepool.Progress
 	listErr   error
+	pruneErr  error
+	pruned    [][]string
 	attempts  int
 	starting  int
 	parallel  int
@@ -157,6 +160,34 @@ func (rt *Runtime) Resolve(ctx context.Context, image string, progress func(inst
 		progress(step)
 	}
 	return resolve(ctx, image)
+}
+
+// Prune implements instancepool.Runtime: Pruned tells of it.
+func (rt *Runtime) Prune(_ context.Context, used iter.Seq2[string, string]) error {
+	rt.mu.Lock()
+	defer rt.mu.Unlock()
+	var kept []string
+	for image, digest := range used {
+		kept = append(kept, image+"@"+digest)
+	}
+	slices.Sort(kept)
+	rt.pruned = append(rt.pruned, slices.Compact(kept))
+	return rt.pruneErr
+}
+
+// Pruned returns what was kept, as "image@digest" in order, each time that images
+// were pruned.
+func (rt *Runtime) Pruned() [][]string {
+	rt.mu.Lock()
+	defer rt.mu.Unlock()
+	return slices.Clone(rt.pruned)
+}
+
+// FailPrune makes Prune fail; nil ends that.
+func (rt *Runtime) FailPrune(err error) {
+	rt.mu.Lock()
+	defer rt.mu.Unlock()
+	rt.pruneErr = err
 }
 
 // Start implements instancepool.Runtime.

@@ -43,6 +43,11 @@ const (
 // AffinityAnnotation is Cloud Run's, on a revision template: "true" or "false".
 const AffinityAnnotation = "run.googleapis.com/sessionAffinity"
 
+// DependenciesAnnotation is Cloud Run's, on a revision template: which containers
+// are started before others, such as {"app":["proxy","cache"]}. Source: Cloud Run:
+// container start order.
+const DependenciesAnnotation = "run.googleapis.com/container-dependencies"
+
 // Annotations of Fairway's own, on a revision template.
 const (
 	// IdleTimeoutAnnotation is a Go duration, such as "15m".

@@ -88,7 +88,7 @@ spec:
 func TestDefaults(t *testing.T) {
 	rev := revise(t, hello("{image: app}", "{}"))
 	want := said{Name: "hello-00001", Service: "hello", Generation: 1, Spec: &Spec{
-		Image: "app", Port: Port{Number: 8080}, Concurrency: 80, Timeout: 5 * time.Minute, MaxInstances: 100, IdleTimeout: 15 * time.Minute, QueueDepth: 10_000,
+		Image: "app", StartOrder: []string{"user-container"}, Port: Port{Number: 8080}, Concurrency: 80, Timeout: 5 * time.Minute, MaxInstances: 100, IdleTimeout: 15 * time.Minute, QueueDepth: 10_000,
 		Startup: Probe{Kind: ProbeTCP, Port: 8080, Attempt: time.Second, Total: 4 * time.Minute}, InitialScale: -1, ProgressDeadline: 10 * time.Minute,
 	}}
 	if diff := cmp.Diff(want, saidBy(rev), unforeseen); diff != "" {
@@ -121,7 +121,7 @@ var unforeseen = cmp.Options{cmpopts.IgnoreFields(said{}, "Hash", "Created"), cm
 func TestEverythingSaid(t *testing.T) {
 	rev := revise(t, full)
 	want := said{Name: "hello-green", Service: "hello", Generation: 1, Spec: &Spec{
-		ProgressDeadline: 10 * time.Minute, Image: "ghcr.io/acme/hello:1.4", Port: Port{Number: 9000, H2C: true},
+		StartOrder: []string{"user-container"}, ProgressDeadline: 10 * time.Minute, Image: "ghcr.io/acme/hello:1.4", Port: Port{Number: 9000, H2C: true},
 		Concurrency: 8, Timeout: 20 * time.Second, MinInstances: 2, MaxInstances: 9, InitialScale: 3, IdleTimeout: 90 * time.Second, QueueDepth: 77,
 		Startup: Probe{
 			Kind: ProbeHTTP, Port: 9001, Path: "/up", Header: http.Header{"X-Probe": {"yes"}},

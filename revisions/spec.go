@@ -20,6 +20,9 @@ type Spec struct {
 	Template servingv1.RevisionTemplateSpec
 	// Image is the reference as the user wrote it, such as "ghcr.io/acme/hello:1.4".
 	Image string
+	// StartOrder has the names of all containers, in the order that they are started
+	// in.
+	StartOrder []string
 	// Port is what the container listens on.
 	Port Port
 	// Concurrency is the hard limit of requests in flight in one instance, 1 to 1000.
@@ -89,6 +92,10 @@ func newSpec(template servingv1.RevisionTemplateSpec) (*Spec, error) {
 	s.IdleTimeout = a.duration(DefaultIdleTimeout, IdleTimeoutAnnotation)
 	s.Affinity = a.boolean(AffinityAnnotation)
 	s.Startup = startupProbe(c, s.Port)
+	var err error
+	if s.StartOrder, err = startOrder(&s.Template); err != nil {
+		a.fail(err)
+	}
 	return s, a.err
 }
 

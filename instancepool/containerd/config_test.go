@@ -441,7 +441,7 @@ func TestSidecars(t *testing.T) {
 		sidecar("proxy", "PORT=9000", "WHO=$(K_REVISION)"), sidecar("cache", "PORT=9001"),
 		volume("data", corev1.VolumeSource{EmptyDir: new(corev1.EmptyDirVolumeSource)}), share(0, "/data"), share(1, "/shared"),
 		func(t *servingv1.RevisionTemplateSpec) {
-			t.Annotations = map[string]string{dependenciesAnnotation: `{"app":["proxy","cache"],"proxy":["cache"]}`}
+			t.Annotations = map[string]string{revisions.DependenciesAnnotation: `{"app":["proxy","cache"],"proxy":["cache"]}`}
 			t.Spec.Containers[1].Env = append(t.Spec.Containers[1].Env, corev1.EnvVar{Name: "KEY", ValueFrom: secretKey("key", "pem", nil)})
 			t.Spec.Containers[1].Resources.Limits = corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("64Mi")}
 		},
@@ -528,20 +528,12 @@ func (e elsewhere) Address() string { return e.address }
 func TestSidecarsFail(t *testing.T) {
 	f := newFixture(t)
 	r := f.open()
-	dependencies := func(text string) func(*servingv1.RevisionTemplateSpec) {
-		return func(t *servingv1.RevisionTemplateSpec) {
-			t.Annotations = map[string]string{dependenciesAnnotation: text}
-		}
-	}
 	for want, change := range map[string]func(*servingv1.RevisionTemplateSpec){
 		"/none": templates(sidecar("proxy"), func(t *servingv1.RevisionTemplateSpec) { t.Spec.Containers[1].Command = []string{"/none"} }),
 		`container proxy: env X: secret "none" not found`: templates(sidecar("proxy"), func(t *servingv1.RevisionTemplateSpec) {
 			t.Spec.Containers[1].Env = []corev1.EnvVar{{Name: "X", ValueFrom: secretKey("none", "a", nil)}}
 		}),
 		"localhost:1/gone@sha256:0000": templates(sidecar("proxy"), func(t *servingv1.RevisionTemplateSpec) { t.Spec.Containers[1].Image = goneImage }),
-		`annotation run.googleapis.com/container-dependencies: there is no container "x"`:              templates(sidecar("proxy"), dependencies(`{"app":["x"]}`)),
-		`annotation run.googleapis.com/container-dependencies: container "app" depends on itself`:      templates(sidecar("proxy"), dependencies(`{"app":["proxy"],"proxy":["app"]}`)),
-		`annotation run.googleapis.com/container-dependencies: it is not like {"app":["proxy"]}: json`: templates(sidecar("proxy"), dependencies(`[]`)),
 	} {
 		if err := f.fails(r, f.revisionOf(r, change)); !strings.Contains(err.Error(), want) {
 			t.Errorf("%v; want %s", err, want)

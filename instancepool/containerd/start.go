@@ -119,10 +119,6 @@ type member struct {
 func (s *start) run(ctx context.Context) (*handle, error) {
 	r, rev, id := s.r, s.spec.Revision, s.spec.ID
 	s.phase("")
-	order, err := startOrder(&rev.Spec().Template)
-	if err != nil {
-		return nil, err
-	}
 	members, err := s.members(ctx)
 	if err != nil {
 		return nil, err
@@ -164,7 +160,7 @@ func (s *start) run(ctx context.Context) (*handle, error) {
 	if err := h.watch(); err != nil {
 		return nil, err
 	}
-	if err := s.startAll(ctx, members, order); err != nil {
+	if err := s.startAll(ctx, members, rev.Spec().StartOrder); err != nil {
 		h.forget()
 		return nil, err
 	}

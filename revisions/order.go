@@ -1,4 +1,4 @@
-package containerd
+package revisions
 
 import (
 	"encoding/json"
@@ -9,10 +9,6 @@ import (
 	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
 )
 
-// dependenciesAnnotation says which containers are started before others:
-// {"app":["proxy","cache"]}. Source: Cloud Run: container start order.
-const dependenciesAnnotation = "run.googleapis.com/container-dependencies"
-
 // startOrder returns the names of a template's containers in the order that they
 // are started in: each after those that it depends on, else as in the template.
 func startOrder(t *servingv1.RevisionTemplateSpec) ([]string, error) {
@@ -20,25 +16,25 @@ func startOrder(t *servingv1.RevisionTemplateSpec) ([]string, error) {
 	for i := range t.Spec.Containers {
 		names[i] = t.Spec.Containers[i].Name
 	}
-	text := t.Annotations[dependenciesAnnotation]
+	text := t.Annotations[DependenciesAnnotation]
 	if text == "" {
 		return names, nil
 	}
-	refuse := func(err error) error {
-		return &ConfigError{Field: "annotation " + dependenciesAnnotation, Err: err}
+	refuse := func(err error) ([]string, error) {
+		return names, fmt.Errorf("annotation %s: %w", DependenciesAnnotation, err)
 	}
 	var needs map[string][]string
 	if err := json.Unmarshal([]byte(text), &needs); err != nil {
-		return nil, refuse(fmt.Errorf("it is not like {\"app\":[\"proxy\"]}: %w", err))
+		return refuse(fmt.Errorf("it is not like {\"app\":[\"proxy\"]}: %w", err))
 	}
 	for name := range needs {
 		if !slices.Contains(names, name) {
-			return nil, refuse(fmt.Errorf("there is no container %q", name))
+			return refuse(fmt.Errorf("there is no container %q", name))
 		}
 	}
 	order, err := sortByNeeds(names, needs)
 	if err != nil {
-		return nil, refuse(err)
+		return refuse(err)
 	}
 	return order, nil
 }

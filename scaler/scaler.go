@@ -333,6 +333,7 @@ func (s *Scaler) follow(name string) {
 		return
 	case svc != nil:
 		svc.retire()
+		s.wg.Go(func() { s.reclaim(name) })
 	}
 	for _, h := range found {
 		s.discard(h, "its service is not configured any more")
@@ -401,6 +402,19 @@ func (s *Scaler) apply(d *declaration) {
 		}
 		w.applied, w.revision = true, rev
 		s.follow(name)
+	}
+}
+
+// reclaim applies what a config declares of a service that somebody else had, now
+// that it is gone.
+func (s *Scaler) reclaim(name string) {
+	s.declaring.Lock()
+	defer s.declaring.Unlock()
+	s.mu.Lock()
+	closed := s.closed
+	s.mu.Unlock()
+	if at := s.latestOwner(name); at >= 0 && !closed && !s.registry.Known(name) {
+		s.apply(&declaration{services: map[string]*wanted{name: s.owners[at].services[name]}})
 	}
 }
 

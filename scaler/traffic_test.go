@@ -316,6 +316,28 @@ func TestRollbackThatCannotStart(t *testing.T) {
 	})
 }
 
+// What the API has is not the config's, until the API has removed it.
+func TestTheConfigTakesWhatTheAPILeaves(t *testing.T) {
+	bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
+		h := boot(t, rt)
+		synctest.Wait()
+		h.create("hello")
+		h.declare(1, svc(t, "hello", "app:2"))
+		equal(t, "told", h.told(""), []string{"failed"})
+		equal(t, "owner", h.Registry().State("hello").Owner, revisions.OwnerAPI)
+		equal(t, "served by", h.served("hello"), "hello-00001")
+		h.remove("hello")
+		st := h.Registry().State("hello")
+		equal(t, "owner", st.Owner, revisions.OwnerConfig)
+		equal(t, "image", st.Latest().Spec().Image, "app:2")
+		equal(t, "served by", h.served("hello"), "hello-00002")
+		h.withdraw(1)
+		if _, err := h.Acquire(t.Context(), "hello"); !errors.Is(err, ErrUnknownService) {
+			t.Errorf("without the config: %v", err)
+		}
+	})
+}
+
 // While the engine does not answer a deploy waits, as long as it may, and says
 // what for.
 func TestADeployThatWaitsForTheEngine(t *testing.T) {

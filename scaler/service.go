@@ -23,7 +23,7 @@ const (
 	warmTimeout = time.Minute
 	// warmRetry is the pause after none of them has become ready.
 	warmRetry = 10 * time.Second
-	// resolveRetry is the pause after the engine did not answer for an image.
+	// resolveRetry is the pause after an image could not be had.
 	resolveRetry = time.Second
 )
 
@@ -253,23 +253,31 @@ func (v *service) bringUp(d *deployment, n int, timeout time.Duration) {
 	d.trial = cancel
 	v.s.wg.Go(func() {
 		defer cancel()
-		if n == 0 {
-			v.tried(d, v.resolve(ctx, d))
-			return
+		err := v.resolve(ctx, d)
+		if err == nil && n > 0 {
+			err = d.pool.Await(ctx, n)
 		}
-		v.tried(d, d.pool.Await(ctx, n))
+		v.tried(d, err)
 	})
 }
 
 // resolve waits until the images of d are there, while the engine does not answer
-// as well.
+// as well. A registry that gives none is asked twice: it may have been restarted.
 func (v *service) resolve(ctx context.Context, d *deployment) error {
-	for {
+	for refused := 0; ; {
 		err := v.s.resolve(ctx, d.rev)
-		if !errors.Is(err, instancepool.ErrUnavailable) {
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case errors.Is(err, instancepool.ErrUnavailable):
+			v.await(d, err)
+		case refused > 0:
 			return err
+		default:
+			refused++
 		}
-		v.await(d, err)
 		retry := time.NewTimer(resolveRetry)
 		select {
 		case <-retry.C:

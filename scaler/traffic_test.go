@@ -338,6 +338,28 @@ func TestTheConfigTakesWhatTheAPILeaves(t *testing.T) {
 	})
 }
 
+// A registry that fails once fails no deploy.
+func TestARegistryIsAskedTwice(t *testing.T) {
+	bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
+		h := boot(t, rt)
+		synctest.Wait()
+		var asked atomic.Int64
+		rt.Image(func(context.Context, string) (string, error) {
+			if asked.Add(1) == 1 {
+				return "", fmt.Errorf("%w: 502", instancepool.ErrImage)
+			}
+			return "sha256:1", nil
+		})
+		h.create("hello")
+		equal(t, "asked", asked.Load(), 1)
+		equal(t, "condition", h.condition("hello-00001"), "Unknown ResolvingDigests")
+		time.Sleep(resolveRetry)
+		synctest.Wait()
+		equal(t, "asked", asked.Load(), 2)
+		equal(t, "condition", h.condition("hello-00001"), "True")
+	})
+}
+
 // While the engine does not answer a deploy waits, as long as it may, and says
 // what for.
 func TestADeployThatWaitsForTheEngine(t *testing.T) {

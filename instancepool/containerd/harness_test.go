@@ -97,6 +97,9 @@ func newFixtureOn(t testing.TB, d *containerdtest.Daemon, change ...func(*Option
 // close finds what the test has left.
 func (f *fixture) close() {
 	f.nothingLeft()
+	if n := rules(f.t, f.opts.bridge()); n >= 0 {
+		f.t.Errorf("a table of %d rules is left", n)
+	}
 	if link, err := netlink.LinkByName(f.opts.bridge()); err == nil {
 		f.check(netlink.LinkDel(link))
 	}

@@ -81,13 +81,14 @@ type network interface {
 	sweep(ctx context.Context) error
 	// fill makes networks ahead until ctx ends.
 	fill(ctx context.Context, log *zap.Logger)
-	// close removes what was made ahead.
+	// close removes what was made ahead, and what nobody needs without networks.
 	close() error
 }
 
 // bridgeNetwork makes network namespaces on a bridge, with CNI's plugins.
 type bridgeNetwork struct {
 	bridge string
+	subnet netip.Prefix
 	conf   []byte
 	bins   []string
 	netns  string // directory of the namespaces
@@ -99,33 +100,35 @@ type bridgeNetwork struct {
 	// yet, and for writing while it is looked for those that nobody uses.
 	making sync.RWMutex
 
-	mu    sync.Mutex // guards all below
-	cni   gocni.CNI
+	mu    sync.Mutex      // guards all below
+	cni   gocni.CNI       // nil before the first use
 	ready []attachment    // made ahead; Address without a port
 	used  map[string]bool // IDs of those and of all in use
 }
 
 func newBridgeNetwork(o Options) *bridgeNetwork {
 	data := filepath.Join(o.StateDir, "ipam")
+	subnet := netip.MustParsePrefix(o.Subnet)
 	return &bridgeNetwork{
-		bridge: o.bridge(),
-		conf:   bridgeConf(o.bridge(), o.Subnet, data), bins: o.CNIBinDirs,
+		bridge: o.bridge(), subnet: subnet,
+		conf: bridgeConf(o.bridge(), subnet, data), bins: o.CNIBinDirs,
 		netns: filepath.Join(o.StateDir, "netns"), leases: filepath.Join(data, networkName),
 		want: o.Prepared, taken: make(chan struct{}, 1), used: make(map[string]bool),
 	}
 }
 
-// bridgeConf is the network's CNI configuration.
-func bridgeConf(bridge, subnet, data string) []byte {
+// bridgeConf is the network's CNI configuration. Masquerading is not the plugins'
+// business, see masquerade.
+func bridgeConf(bridge string, subnet netip.Prefix, data string) []byte {
 	route := "0.0.0.0/0"
-	if p, err := netip.ParsePrefix(subnet); err == nil && p.Addr().Is6() {
+	if subnet.Addr().Is6() {
 		route = "::/0"
 	}
 	type object = map[string]any
 	b, err := json.Marshal(object{
 		"cniVersion": "0.4.0", "name": networkName,
 		"plugins": []object{{
-			"type": "bridge", "bridge": bridge, "isGateway": true, "ipMasq": true, "hairpinMode": true,
+			"type": "bridge", "bridge": bridge, "isGateway": true, "hairpinMode": true,
 			"ipam": object{
 				"type": "host-local", "dataDir": data,
 				"ranges": [][]object{{{"subnet": subnet}}}, "routes": []object{{"dst": route}},
@@ -157,6 +160,9 @@ func (n *bridgeNetwork) plugins() (gocni.CNI, error) {
 	}
 	if err := cni.Load(gocni.WithConfListBytes(n.conf), gocni.WithLoNetwork); err != nil {
 		return nil, fmt.Errorf("setting up CNI: %w", err)
+	}
+	if err := masquerade(n.bridge, n.subnet); err != nil {
+		return nil, err
 	}
 	n.cni = cni
 	return cni, nil
@@ -433,6 +439,11 @@ func (n *bridgeNetwork) close() error {
 		removals.Go(func() { problems[i] = n.detach(context.Background(), a.ID) })
 	}
 	removals.Wait()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.cni != nil && len(n.used) == 0 {
+		problems = append(problems, unmasquerade(n.bridge, n.subnet))
+	}
 	return errors.Join(problems...)
 }
 

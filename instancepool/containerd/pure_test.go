@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -115,7 +116,7 @@ func TestBridgeConf(t *testing.T) {
 				}
 			}
 		}
-		if err := json.Unmarshal(bridgeConf("br0", subnet, "/data"), &conf); err != nil {
+		if err := json.Unmarshal(bridgeConf("br0", netip.MustParsePrefix(subnet), "/data"), &conf); err != nil {
 			t.Fatal(err)
 		}
 		p := conf.Plugins[0]

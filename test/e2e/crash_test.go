@@ -6,7 +6,6 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -368,11 +367,7 @@ func TestReboot(t *testing.T) {
 			h.check(os.Remove(group))
 		}
 	}
-	rules, err := h.rules()
-	h.check(err)
-	for _, rule := range rules {
-		h.check(exec.Command("sh", "-c", "iptables -w -t nat "+strings.Replace(rule, "-A", "-D", 1)).Run())
-	}
+	h.removeRules()
 	h.removeRest() // the bridge
 
 	h.check(h.daemon.Restart(t.Context()))

@@ -28,7 +28,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -43,6 +42,8 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/typeurl/v2"
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 
 	"github.com/fairway-run/fairway/test/containerdtest"
@@ -813,30 +814,10 @@ func (h *host) assertNothingLeft() {
 			return
 		}
 		if time.Now().After(deadline) {
-			report := h.t.Errorf
-			if rulesOfOne(left) {
-				// A plugin that was at work when Caddy ended may finish after all has
-				// been removed: known, and for the network's sweep to learn.
-				report = h.t.Logf
-			}
-			report("left behind:\n%s", strings.Join(left, "\n"))
+			h.t.Errorf("left behind:\n%s", strings.Join(left, "\n"))
 			return
 		}
 	}
-}
-
-var networkID = regexp.MustCompile(`cni-[0-9a-f-]{36}`)
-
-// rulesOfOne reports whether all that is left are iptables rules of one network.
-func rulesOfOne(left []string) bool {
-	ids := make(map[string]bool)
-	for _, line := range left {
-		if !strings.HasPrefix(line, "iptables rule") {
-			return false
-		}
-		ids[networkID.FindString(line)] = true
-	}
-	return len(ids) == 1
 }
 
 func (h *host) leftovers() []string {
@@ -868,7 +849,7 @@ func (h *host) leftovers() []string {
 	add("shim", names, err)
 	if !h.running() {
 		names, err = h.rules()
-		add("iptables rule", names, err)
+		add("table of rules", names, err)
 		names, err = h.records()
 		add("CNI record", names, err)
 		names, err = h.mounts()
@@ -948,23 +929,48 @@ func (h *host) reservations() ([]string, error) {
 	return all, err
 }
 
-// rules are the rules of iptables about addresses of the host's subnet.
-func (h *host) rules() ([]string, error) {
-	output, err := exec.Command("iptables", "-w", "-t", "nat", "-S").Output()
+// tables are the kernel's tables with rules about the host's subnet.
+func (h *host) tables() ([]*nftables.Table, error) {
+	c, err := nftables.New()
 	if err != nil {
-		return nil, fmt.Errorf("listing the rules of iptables: %w", err)
+		return nil, err
 	}
-	subnet := netip.MustParsePrefix(h.subnet)
-	var all []string
-	for line := range strings.Lines(string(output)) {
-		if slices.ContainsFunc(strings.Fields(line), func(word string) bool {
-			p, err := netip.ParsePrefix(word)
-			return err == nil && subnet.Overlaps(p) && p.Bits() >= subnet.Bits()
-		}) {
-			all = append(all, strings.TrimSpace(line))
-		}
+	all, err := c.ListTablesOfFamily(nftables.TableFamilyIPv4)
+	if err != nil {
+		return nil, fmt.Errorf("listing tables of rules: %w", err)
 	}
-	return all, nil
+	subnet := netip.MustParsePrefix(h.subnet).Addr().AsSlice()
+	return slices.DeleteFunc(all, func(table *nftables.Table) bool {
+		rules, err := c.GetRules(table, &nftables.Chain{Name: "postrouting"})
+		return err != nil || !slices.ContainsFunc(rules, func(rule *nftables.Rule) bool {
+			return slices.ContainsFunc(rule.Exprs, func(e expr.Any) bool {
+				cmp, ok := e.(*expr.Cmp)
+				return ok && bytes.Equal(cmp.Data, subnet)
+			})
+		})
+	}), nil
+}
+
+func (h *host) rules() ([]string, error) {
+	var names []string
+	all, err := h.tables()
+	for _, table := range all {
+		names = append(names, table.Name)
+	}
+	return names, err
+}
+
+// removeRules removes the tables, as a restart of the machine does.
+func (h *host) removeRules() {
+	h.t.Helper()
+	all, err := h.tables()
+	h.check(err)
+	c, err := nftables.New()
+	h.check(err)
+	for _, table := range all {
+		c.DelTable(table)
+	}
+	h.check(c.Flush())
 }
 
 // records are the files in which CNI's library notes the networks of the host.
@@ -1003,19 +1009,7 @@ func (h *host) removeRest() {
 			_ = os.Remove(file)
 			_ = os.Remove(filepath.Join(filepath.Dir(file), "cni-loopback-"+id+"-lo"))
 		}
-		rules, _ := h.rules()
-		for _, rule := range rules {
-			_, chain, ok := strings.Cut(rule, " -j CNI-")
-			if !ok {
-				continue // goes with its chain
-			}
-			// Printed as a shell reads it.
-			for _, args := range []string{strings.Replace(rule, "-A", "-D", 1), "-F CNI-" + chain, "-X CNI-" + chain} {
-				if output, err := exec.Command("sh", "-c", "iptables -w -t nat "+args).CombinedOutput(); err != nil {
-					h.t.Logf("removing a rule: %v: %s", err, output)
-				}
-			}
-		}
+		h.removeRules()
 	}
 	links, err := netlink.LinkList()
 	if err != nil {

@@ -287,6 +287,7 @@ func TestSlotsAreFreeAfterEveryEnd(t *testing.T) {
 		})
 		return mux
 	})
+	h.get("/panic") // from its answer on the service is in view
 	busy := func() {
 		t.Helper()
 		eventually(t, "a request is in flight", func() bool { return service(t, "hello").InFlight == 1 })
@@ -313,10 +314,19 @@ func TestSlotsAreFreeAfterEveryEnd(t *testing.T) {
 		},
 		"a client that leaves before the response": func(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
-			go func() { busy(); cancel() }()
-			req, _ := http.NewRequestWithContext(ctx, http.MethodGet, h.url+"/hang", nil)
-			if resp, err := http.DefaultClient.Do(req); err == nil {
-				resp.Body.Close()
+			defer cancel()
+			left := make(chan error, 1)
+			go func() {
+				req, _ := http.NewRequestWithContext(ctx, http.MethodGet, h.url+"/hang", nil)
+				resp, err := http.DefaultClient.Do(req)
+				if err == nil {
+					resp.Body.Close()
+				}
+				left <- err
+			}()
+			busy()
+			cancel()
+			if err := <-left; err == nil {
 				t.Error("it was answered")
 			}
 		},

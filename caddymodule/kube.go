@@ -147,17 +147,11 @@ func (q kubeRequest) namespaces(parts []string) error {
 	ns := corev1.Namespace{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Namespace"}}
 	ns.Name = q.engine.namespace()
 	ns.Status.Phase = corev1.NamespaceActive
-	switch {
-	case len(parts) == 0:
-		writeJSON(q.w, http.StatusOK, corev1.NamespaceList{
-			TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "NamespaceList"}, Items: []corev1.Namespace{ns},
-		})
-	case parts[0] != ns.Name:
-		return apierrors.NewNotFound(schema.GroupResource{Resource: "namespaces"}, parts[0])
-	default:
-		writeJSON(q.w, http.StatusOK, ns)
+	q.resource = "namespaces"
+	if len(parts) > 0 {
+		q.name = parts[0]
 	}
-	return nil
+	return coreList(q, "Namespace", namespacePrinter, []corev1.Namespace{ns})
 }
 
 // serving answers for Knative's own resources.
@@ -179,11 +173,15 @@ func (q kubeRequest) serving() error {
 	}
 	switch q.Method {
 	case http.MethodGet:
+		f, err := q.form(kind.printer)
+		if err != nil {
+			return err
+		}
 		obj, err := q.object(kind, q.name)
 		if err != nil {
 			return err
 		}
-		writeJSON(q.w, http.StatusOK, obj)
+		writeJSON(q.w, http.StatusOK, f.object(obj))
 		return nil
 	case http.MethodPut, http.MethodPatch:
 		if q.sub == "" && (q.resource == "services" || q.resource == "revisions") {
@@ -212,18 +210,21 @@ type servingKind struct {
 	// view is set when clients cannot make or change it.
 	view bool
 	// object returns the objects of a service.
-	object func(*revisions.State) metav1.Object
+	object  func(*revisions.State) apiObject
+	printer *printer
 }
 
 var servingKinds = map[string]servingKind{
-	"services":       {kind: "Service", object: func(st *revisions.State) metav1.Object { return st.ServiceObject() }},
-	"configurations": {kind: "Configuration", view: true, object: func(st *revisions.State) metav1.Object { return st.ConfigurationObject() }},
-	"routes":         {kind: "Route", view: true, object: func(st *revisions.State) metav1.Object { return st.RouteObject() }},
-	"revisions":      {kind: "Revision", view: true},
+	"services": {kind: "Service", printer: servicePrinter, object: func(st *revisions.State) apiObject { return st.ServiceObject() }},
+	"configurations": {kind: "Configuration", printer: configurationPrinter, view: true, object: func(st *revisions.State) apiObject {
+		return st.ConfigurationObject()
+	}},
+	"routes":    {kind: "Route", printer: routePrinter, view: true, object: func(st *revisions.State) apiObject { return st.RouteObject() }},
+	"revisions": {kind: "Revision", printer: revisionPrinter, view: true},
 }
 
 // object returns one object.
-func (q kubeRequest) object(kind servingKind, name string) (metav1.Object, error) {
+func (q kubeRequest) object(kind servingKind, name string) (apiObject, error) {
 	if kind.object == nil {
 		rev := q.registry.Revision(name)
 		if rev != nil {
@@ -238,7 +239,7 @@ func (q kubeRequest) object(kind servingKind, name string) (metav1.Object, error
 }
 
 // of returns a service's object of a kind.
-func (q kubeRequest) of(kind servingKind, st *revisions.State) metav1.Object {
+func (q kubeRequest) of(kind servingKind, st *revisions.State) apiObject {
 	obj := kind.object(st)
 	obj.SetNamespace(q.engine.namespace())
 	return obj
@@ -246,7 +247,7 @@ func (q kubeRequest) of(kind servingKind, st *revisions.State) metav1.Object {
 
 // revision returns the object of a revision, with what is known of its
 // instances. Source: Knative Serving API, "Revision".
-func (q kubeRequest) revision(st *revisions.State, rev *revisions.Revision) metav1.Object {
+func (q kubeRequest) revision(st *revisions.State, rev *revisions.Revision) apiObject {
 	obj := st.RevisionObject(rev)
 	obj.Namespace = q.engine.namespace()
 	status, _ := q.engine.scaler.ServiceStatus(rev.Service)
@@ -483,6 +484,7 @@ func discovery(path string) any {
 	group.PreferredVersion = group.Versions[0]
 	all := metav1.Verbs{"create", "delete", "get", "list", "patch", "update", "watch"}
 	view := metav1.Verbs{"get", "list", "watch"}
+	categories := []string{"all", "knative", "serving"}
 	switch path {
 	case "version":
 		return version.Info{Major: "1", Minor: "35", GitVersion: "v1.35.0+fairway", Platform: "linux"}
@@ -497,10 +499,10 @@ func discovery(path string) any {
 		return metav1.APIResourceList{
 			TypeMeta: metav1.TypeMeta{Kind: "APIResourceList", APIVersion: "v1"}, GroupVersion: group.Versions[0].GroupVersion,
 			APIResources: []metav1.APIResource{
-				{Name: "services", SingularName: "service", Namespaced: true, Kind: "Service", Verbs: all, ShortNames: []string{"kservice", "ksvc"}, Categories: []string{"all", "knative", "serving"}},
-				{Name: "configurations", SingularName: "configuration", Namespaced: true, Kind: "Configuration", Verbs: view, ShortNames: []string{"config", "cfg"}},
-				{Name: "routes", SingularName: "route", Namespaced: true, Kind: "Route", Verbs: view, ShortNames: []string{"rt"}},
-				{Name: "revisions", SingularName: "revision", Namespaced: true, Kind: "Revision", Verbs: metav1.Verbs{"delete", "get", "list", "patch", "update", "watch"}, ShortNames: []string{"rev"}},
+				{Name: "services", SingularName: "service", Namespaced: true, Kind: "Service", Verbs: all, ShortNames: []string{"kservice", "ksvc"}, Categories: categories},
+				{Name: "configurations", SingularName: "configuration", Namespaced: true, Kind: "Configuration", Verbs: view, ShortNames: []string{"config", "cfg"}, Categories: categories},
+				{Name: "routes", SingularName: "route", Namespaced: true, Kind: "Route", Verbs: view, ShortNames: []string{"rt"}, Categories: categories},
+				{Name: "revisions", SingularName: "revision", Namespaced: true, Kind: "Revision", Verbs: metav1.Verbs{"delete", "get", "list", "patch", "update", "watch"}, ShortNames: []string{"rev"}, Categories: categories},
 			},
 		}
 	case "api/v1":
@@ -510,8 +512,8 @@ func discovery(path string) any {
 				{Name: "namespaces", SingularName: "namespace", Kind: "Namespace", Verbs: metav1.Verbs{"get", "list"}, ShortNames: []string{"ns"}},
 				{Name: "secrets", SingularName: "secret", Namespaced: true, Kind: "Secret", Verbs: metav1.Verbs{"create", "delete", "get", "list", "patch", "update"}},
 				{Name: "configmaps", SingularName: "configmap", Namespaced: true, Kind: "ConfigMap", Verbs: metav1.Verbs{"create", "delete", "get", "list", "patch", "update"}, ShortNames: []string{"cm"}},
-				{Name: "services", SingularName: "service", Namespaced: true, Kind: "Service", Verbs: metav1.Verbs{"get", "list"}, ShortNames: []string{"svc"}},
-				{Name: "pods", SingularName: "pod", Namespaced: true, Kind: "Pod", Verbs: metav1.Verbs{"get", "list"}, ShortNames: []string{"po"}},
+				{Name: "pods", SingularName: "pod", Namespaced: true, Kind: "Pod", Verbs: metav1.Verbs{"get", "list"}, ShortNames: []string{"po"}, Categories: []string{"all"}},
+				{Name: "services", SingularName: "service", Namespaced: true, Kind: "Service", Verbs: metav1.Verbs{"get", "list"}, ShortNames: []string{"svc"}, Categories: []string{"all"}},
 			},
 		}
 	}

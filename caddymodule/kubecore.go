@@ -2,6 +2,7 @@ package caddymodule
 
 import (
 	"maps"
+	"net"
 	"net/http"
 
 	corev1 "k8s.io/api/core/v1"
@@ -10,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"knative.dev/serving/pkg/apis/serving"
 
+	"github.com/fairway-run/fairway/instancepool"
 	"github.com/fairway-run/fairway/revisions"
 )
 
@@ -31,9 +33,9 @@ func (q kubeRequest) core() error {
 	}
 	switch q.resource {
 	case "services":
-		return coreList(q, "Service", q.placeholders())
+		return coreList(q, "Service", placeholderPrinter, q.placeholders())
 	case "pods":
-		return coreList(q, "Pod", q.pods())
+		return coreList(q, "Pod", podPrinter, q.pods())
 	}
 	return notFound(q.URL.Path)
 }
@@ -41,34 +43,42 @@ func (q kubeRequest) core() error {
 // coreList answers with one object, by name, or all of them.
 func coreList[T any, P interface {
 	*T
-	metav1.Object
-}](q kubeRequest, kind string, all []T) error {
-	for i := range all {
-		P(&all[i]).SetNamespace(q.engine.namespace())
+	apiObject
+}](q kubeRequest, kind string, p *printer, all []T) error {
+	if q.watches() {
+		return methodNotAllowed("watch", q.resource)
 	}
-	if q.name == "" {
-		sel, only, err := q.selector()
-		if err != nil {
-			return err
-		}
-		items := make([]T, 0, len(all))
-		for i := range all {
-			if matches(P(&all[i]), sel, only) {
-				items = append(items, all[i])
-			}
-		}
-		writeJSON(q.w, http.StatusOK, map[string]any{
-			"kind": kind + "List", "apiVersion": "v1", "items": items, "metadata": metav1.ListMeta{},
-		})
-		return nil
+	f, err := q.form(p)
+	if err != nil {
+		return err
 	}
 	for i := range all {
-		if P(&all[i]).GetName() == q.name {
-			writeJSON(q.w, http.StatusOK, all[i])
+		obj := P(&all[i])
+		if q.resource != "namespaces" {
+			obj.SetNamespace(q.engine.namespace())
+		}
+		if q.name != "" && obj.GetName() == q.name {
+			writeJSON(q.w, http.StatusOK, f.object(obj))
 			return nil
 		}
 	}
-	return apierrors.NewNotFound(schema.GroupResource{Resource: q.resource}, q.name)
+	if q.name != "" {
+		return apierrors.NewNotFound(schema.GroupResource{Resource: q.resource}, q.name)
+	}
+	sel, only, err := q.selector()
+	if err != nil {
+		return err
+	}
+	list := f.list(q.w, "v1", kind)
+	for i := range all {
+		if obj := P(&all[i]); matches(obj, sel, only) {
+			if err := list.add(obj); err != nil {
+				return nil //nolint:nilerr // the client has left
+			}
+		}
+	}
+	list.end(metav1.ListMeta{})
+	return nil
 }
 
 // placeholders are the services of Kubernetes that Knative makes for its own:
@@ -113,15 +123,32 @@ func (q kubeRequest) pods() []corev1.Pod {
 					serving.ServiceLabelKey: s.Name, serving.ConfigurationLabelKey: s.Name, serving.RevisionLabelKey: r.Revision.Name,
 				}
 				r.Revision.Spec().Template.Spec.PodSpec.DeepCopyInto(&p.Spec)
-				p.Status.Phase = corev1.PodRunning
-				for _, c := range p.Spec.Containers {
-					p.Status.ContainerStatuses = append(p.Status.ContainerStatuses, corev1.ContainerStatus{
-						Name: c.Name, Image: c.Image, Ready: i.State.String() == "ready",
-					})
-				}
+				podState(&p, i)
 				all = append(all, p)
 			}
 		}
 	}
 	return all
+}
+
+// podState says of a pod how its instance does.
+func podState(p *corev1.Pod, i instancepool.InstanceStatus) {
+	since := metav1.NewTime(i.Since)
+	p.Status.Phase = corev1.PodRunning
+	state := corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: since}}
+	switch {
+	case i.State == instancepool.Draining:
+		p.DeletionTimestamp = &since
+	case i.PID == 0:
+		p.Status.Phase = corev1.PodPending
+		state = corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "ContainerCreating"}}
+	}
+	if ip, _, err := net.SplitHostPort(i.Address); err == nil {
+		p.Status.PodIP, p.Status.PodIPs = ip, []corev1.PodIP{{IP: ip}}
+	}
+	for _, c := range p.Spec.Containers {
+		p.Status.ContainerStatuses = append(p.Status.ContainerStatuses, corev1.ContainerStatus{
+			Name: c.Name, Image: c.Image, Ready: i.State == instancepool.Ready, State: state,
+		})
+	}
 }

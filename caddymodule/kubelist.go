@@ -26,10 +26,14 @@ func (q kubeRequest) list(kind servingKind) error {
 	if err != nil {
 		return err
 	}
-	values := q.URL.Query()
-	if watch, _ := strconv.ParseBool(values.Get("watch")); watch {
-		return q.watch(kind, sel, only)
+	f, err := q.form(kind.printer)
+	if err != nil {
+		return err
 	}
+	if q.watches() {
+		return q.watch(f, kind, sel, only)
+	}
+	values := q.URL.Query()
 	limit, err := number(values.Get("limit"))
 	if err != nil {
 		return apierrors.NewBadRequest("limit: " + err.Error())
@@ -44,19 +48,14 @@ func (q kubeRequest) list(kind servingKind) error {
 	if at < len(names) && len(after) > 0 && names[at] == string(after) {
 		at++
 	}
-	q.w.Header().Set("Content-Type", "application/json")
-	fmt.Fprintf(q.w, `{"kind":"%sList","apiVersion":"%s","items":[`, kind.kind, servingv1.SchemeGroupVersion)
-	enc := json.NewEncoder(q.w)
+	list := f.list(q.w, servingv1.SchemeGroupVersion.String(), kind.kind)
 	n, last := 0, ""
 	for ; at < len(names) && (limit == 0 || n < limit); at++ {
 		obj, err := q.object(kind, names[at])
 		if err != nil || !matches(obj, sel, only) {
 			continue // deleted meanwhile, or not meant
 		}
-		if n > 0 {
-			fmt.Fprint(q.w, ",")
-		}
-		if err := enc.Encode(obj); err != nil {
+		if err := list.add(obj); err != nil {
 			return nil //nolint:nilerr // the client has left
 		}
 		n, last = n+1, names[at]
@@ -69,9 +68,7 @@ func (q kubeRequest) list(kind servingKind) error {
 			meta.RemainingItemCount = &rest
 		}
 	}
-	fmt.Fprint(q.w, `],"metadata":`)
-	_ = enc.Encode(meta)
-	fmt.Fprint(q.w, "}\n")
+	list.end(meta)
 	return nil
 }
 
@@ -105,7 +102,7 @@ type watchEvent struct {
 
 // watch streams changes as they happen. Source: Kubernetes API, "Efficient
 // detection of changes".
-func (q kubeRequest) watch(kind servingKind, sel labels.Selector, only string) error {
+func (q kubeRequest) watch(f *form, kind servingKind, sel labels.Selector, only string) error {
 	values := q.URL.Query()
 	if initial, _ := strconv.ParseBool(values.Get("sendInitialEvents")); initial {
 		return apierrors.NewBadRequest("sendInitialEvents is not supported: list, then watch")
@@ -143,7 +140,7 @@ func (q kubeRequest) watch(kind servingKind, sel labels.Selector, only string) e
 		for _, name := range q.names(kind) {
 			if obj, err := q.object(kind, name); err == nil && matches(obj, sel, only) {
 				shown[name] = true
-				if enc.Encode(watchEvent{string(revisions.Added), obj}) != nil {
+				if enc.Encode(watchEvent{string(revisions.Added), f.object(obj)}) != nil {
 					return nil
 				}
 			}
@@ -161,7 +158,7 @@ func (q kubeRequest) watch(kind servingKind, sel labels.Selector, only string) e
 		case err != nil:
 			return nil //nolint:nilerr // the client has left, or its time is over
 		}
-		for _, e := range q.events(kind, changes, sel, only, shown) {
+		for _, e := range q.events(f, kind, changes, sel, only, shown) {
 			if enc.Encode(e) != nil {
 				return nil
 			}
@@ -171,10 +168,10 @@ func (q kubeRequest) watch(kind servingKind, sel labels.Selector, only string) e
 }
 
 // events turns changes into what a watch of one kind shows of them.
-func (q kubeRequest) events(kind servingKind, changes []revisions.Change, sel labels.Selector, only string, shown map[string]bool) []watchEvent {
+func (q kubeRequest) events(f *form, kind servingKind, changes []revisions.Change, sel labels.Selector, only string, shown map[string]bool) []watchEvent {
 	var all []watchEvent
 	for _, c := range changes {
-		var obj metav1.Object
+		var obj apiObject
 		switch {
 		case kind.object == nil && c.Revision != nil:
 			obj = q.revision(c.State, c.Revision)
@@ -200,7 +197,7 @@ func (q kubeRequest) events(kind servingKind, changes []revisions.Change, sel la
 			what = revisions.Added
 		}
 		shown[name] = what != revisions.Deleted
-		all = append(all, watchEvent{string(what), obj})
+		all = append(all, watchEvent{string(what), f.object(obj)})
 	}
 	return all
 }

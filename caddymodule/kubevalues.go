@@ -33,8 +33,8 @@ var coreCodecs = func() serializer.CodecFactory {
 func (q kubeRequest) values(kind revisions.ValueKind) error {
 	store := q.engine.values
 	switch {
-	case q.Method == http.MethodGet && q.name == "":
-		all, err := store.List(kind)
+	case q.Method == http.MethodGet:
+		all, err := q.stored(kind)
 		if err != nil {
 			return err
 		}
@@ -43,19 +43,13 @@ func (q kubeRequest) values(kind revisions.ValueKind) error {
 			for i, o := range all {
 				items[i] = *secretOf(o)
 			}
-			return coreList(q, "Secret", items)
+			return coreList(q, "Secret", secretPrinter, items)
 		}
 		items := make([]corev1.ConfigMap, len(all))
 		for i, o := range all {
 			items[i] = *configMapOf(o)
 		}
-		return coreList(q, "ConfigMap", items)
-	case q.Method == http.MethodGet:
-		o, err := store.Get(kind, q.name)
-		if err != nil {
-			return err
-		}
-		return q.answer(kind, http.StatusOK, o)
+		return coreList(q, "ConfigMap", configMapPrinter, items)
 	case q.Method == http.MethodPost && q.name == "", q.Method == http.MethodPut && q.name != "", q.Method == http.MethodPatch && q.name != "":
 		return q.putValues(kind)
 	case q.Method == http.MethodDelete && q.name != "":
@@ -66,6 +60,15 @@ func (q kubeRequest) values(kind revisions.ValueKind) error {
 		return nil
 	}
 	return methodNotAllowed(q.Method, string(kind))
+}
+
+// stored returns the one that is asked for, or all.
+func (q kubeRequest) stored(kind revisions.ValueKind) ([]*revisions.Object, error) {
+	if q.name == "" {
+		return q.engine.values.List(kind)
+	}
+	o, err := q.engine.values.Get(kind, q.name)
+	return []*revisions.Object{o}, err
 }
 
 func (q kubeRequest) answer(kind revisions.ValueKind, status int, o *revisions.Object) error {

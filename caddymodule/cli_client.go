@@ -203,17 +203,17 @@ func (a *adminClient) services(ctx context.Context) ([]servingv1.Service, error)
 	return all.Items, err
 }
 
-// put makes svc what is wanted: a new service unless it has a version.
+// put makes svc what is wanted, a new service unless it has a version, and returns
+// what has come of that.
 func (a *adminClient) put(ctx context.Context, svc *servingv1.Service) (*servingv1.Service, error) {
-	made := new(servingv1.Service)
 	method, name := http.MethodPut, svc.Name
 	if svc.ResourceVersion == "" {
 		method, name = http.MethodPost, ""
 	}
-	if err := a.serving(ctx, method, "services", name, nil, svc, made); err != nil {
+	if err := a.serving(ctx, method, "services", name, nil, svc, nil); err != nil {
 		return nil, err
 	}
-	return made, nil
+	return a.service(ctx, svc.Name)
 }
 
 // revision returns a revision.

@@ -9,6 +9,7 @@ import (
 	"mime"
 	"net/http"
 	"strings"
+	"time"
 
 	jsonpatch "github.com/evanphx/json-patch/v5"
 	corev1 "k8s.io/api/core/v1"
@@ -181,6 +182,9 @@ func (q kubeRequest) serving() error {
 		if err != nil {
 			return err
 		}
+		if st := q.registry.State(q.name); q.resource == "services" && st != nil && st.Service != nil && st.Service.ResourceVersion == obj.GetResourceVersion() {
+			obj.SetResourceVersion(st.ReadVersion(time.Now()))
+		}
 		writeJSON(q.w, http.StatusOK, f.object(obj))
 		return nil
 	case http.MethodPut, http.MethodPatch:
@@ -299,7 +303,7 @@ func (q kubeRequest) create() error {
 	if err != nil {
 		return err
 	}
-	writeJSON(q.w, http.StatusCreated, q.of(servingKinds["services"], st))
+	writeJSON(q.w, http.StatusCreated, q.written(st, nil))
 	return nil
 }
 
@@ -323,7 +327,7 @@ func (q kubeRequest) replace(kind servingKind) error {
 				return err
 			}
 		}
-		changed, err := q.put(kind, whole)
+		changed, err := q.put(kind, obj, whole)
 		// A patch is meant for whatever the object is by now.
 		if apierrors.IsConflict(err) && q.Method == http.MethodPatch && !patchesVersion(b) && attempt < 10 {
 			continue
@@ -339,7 +343,8 @@ func (q kubeRequest) replace(kind servingKind) error {
 // patchesVersion reports whether a patch itself says which version it is for.
 func patchesVersion(b []byte) bool { return bytes.Contains(b, []byte("resourceVersion")) }
 
-func (q kubeRequest) put(kind servingKind, b []byte) (metav1.Object, error) {
+// put replaces before, or what it has become, by what b says.
+func (q kubeRequest) put(kind servingKind, before metav1.Object, b []byte) (metav1.Object, error) {
 	if kind.object == nil {
 		rev := new(servingv1.Revision)
 		if err := q.decode(b, rev, "Revision"); err != nil {
@@ -366,7 +371,15 @@ func (q kubeRequest) put(kind servingKind, b []byte) (metav1.Object, error) {
 	if err != nil {
 		return nil, err
 	}
-	return q.of(kind, st), nil
+	was, _ := before.(*servingv1.Service)
+	return q.written(st, was), nil
+}
+
+// written is the answer to a write of a service.
+func (q kubeRequest) written(st *revisions.State, before *servingv1.Service) *servingv1.Service {
+	obj := st.Written(before)
+	obj.Namespace = q.engine.namespace()
+	return obj
 }
 
 // patch applies a patch to an object. Source: Kubernetes API, "Patches".

@@ -328,6 +328,76 @@ func TestKnativeWatch(t *testing.T) {
 	next(watch.Deleted, func(*servingv1.Service) bool { return true })
 }
 
+// firstChange is the first one of a service after a version.
+func (c *cluster) firstChange(version string) watch.Event {
+	c.t.Helper()
+	w, err := c.Services("default").Watch(c.t.Context(), metav1.ListOptions{ResourceVersion: version})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	defer w.Stop()
+	select {
+	case e := <-w.ResultChan():
+		return e
+	case <-time.After(10 * time.Second):
+		c.t.Fatalf("nothing changes after version %s", version)
+		return watch.Event{}
+	}
+}
+
+// A write is answered as in Kubernetes: with the status from before, and a version
+// that what comes of it is seen after. kn tells by it whether anything has changed.
+func TestKnativeWrite(t *testing.T) {
+	c := startCluster(t)
+	observed := func(svc *servingv1.Service, err error) string {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprintf("generation %d, observed %d, %d conditions", svc.Generation, svc.Status.ObservedGeneration, len(svc.Status.Conditions))
+	}
+	equal := func(what, got, want string) {
+		t.Helper()
+		if got != want {
+			t.Errorf("%s: %s; want %s", what, got, want)
+		}
+	}
+	services := c.Services("default")
+	made := c.create(ksvc("hello", "app:1"))
+	equal("created", observed(made, nil), "generation 1, observed 0, 0 conditions")
+	equal("then", observed(services.Get(t.Context(), "hello", metav1.GetOptions{})), "generation 1, observed 1, 3 conditions")
+	// Who watches from what it reads is told of what it has just missed.
+	e := c.firstChange(c.ready("hello").ResourceVersion)
+	if got, ok := e.Object.(*servingv1.Service); !ok || e.Type != watch.Modified || !got.IsReady() {
+		t.Errorf("missed: %s %v", e.Type, e.Object)
+	}
+
+	svc := c.service("hello")
+	svc.Spec.Template.Spec.Containers[0].Image = "app:2"
+	written, err := services.Update(t.Context(), svc, metav1.UpdateOptions{})
+	equal("replaced", observed(written, err), "generation 2, observed 1, 3 conditions")
+	e = c.firstChange(written.ResourceVersion)
+	got, _ := e.Object.(*servingv1.Service)
+	equal("watched", fmt.Sprint(e.Type, ": ", observed(got, nil)), "MODIFIED: generation 2, observed 2, 3 conditions")
+
+	// Who goes on from the answer is not out of date for what has come of it.
+	c.ready("hello")
+	c.update("hello", func(svc *servingv1.Service) {
+		svc.Spec.Template.Annotations = map[string]string{"autoscaling.knative.dev/initial-scale": "0"}
+	})
+	c.ready("hello")
+	written, err = services.Patch(t.Context(), "hello", types.MergePatchType, []byte(`{"spec":{"traffic":[{"latestRevision":true,"percent":100,"tag":"a"}]}}`), metav1.PatchOptions{})
+	equal("patched", observed(written, err), "generation 4, observed 3, 3 conditions")
+	written.Labels = map[string]string{"team": "blue"}
+	again, err := services.Update(t.Context(), written, metav1.UpdateOptions{})
+	equal("labelled", observed(again, err), "generation 4, observed 4, 3 conditions")
+	if _, err := services.Update(t.Context(), written, metav1.UpdateOptions{}); !apierrors.IsConflict(err) {
+		t.Errorf("an old version: %v", err)
+	}
+	same, err := services.Update(t.Context(), c.service("hello"), metav1.UpdateOptions{})
+	equal("nothing new", observed(same, err), "generation 4, observed 4, 3 conditions")
+}
+
 func TestKnativePages(t *testing.T) {
 	c := startCluster(t)
 	var want []string

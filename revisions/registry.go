@@ -330,11 +330,12 @@ func (e *edit) revert() {
 func (g *Registry) commit(e *edit, before *State) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.version++
+	g.version += 2 // see State.Written
 	version := g.version
 	var log []Change
 	if e.next.Service != nil {
 		e.next.Service.ResourceVersion = formatVersion(version)
+		e.next.changed = e.now
 	}
 	switch {
 	case before.Service == nil && e.next.Service != nil:
@@ -391,7 +392,7 @@ func (e *edit) put(svc *servingv1.Service, owner Owner, mode putMode) (created b
 	case cur.Service != nil && cur.Owner != owner:
 		return false, apierrors.NewConflict(resource("services"), svc.Name,
 			fmt.Errorf("it belongs to %s: change it there", cur.Owner))
-	case svc.ResourceVersion != "" && mode == putUpdate && svc.ResourceVersion != cur.Service.ResourceVersion:
+	case svc.ResourceVersion != "" && mode == putUpdate && !cur.hasVersion(svc.ResourceVersion):
 		return false, apierrors.NewConflict(resource("services"), svc.Name,
 			errors.New("the object has been modified; please apply your changes to the latest version and try again"))
 	case svc.UID != "" && mode == putUpdate && svc.UID != cur.Service.UID:
@@ -582,7 +583,7 @@ func (g *Registry) Delete(name string, owner Owner, pre *metav1.Preconditions) (
 			return apierrors.NewNotFound(resource("services"), name)
 		case e.next.Owner != owner:
 			return apierrors.NewConflict(resource("services"), name, fmt.Errorf("it belongs to %s: remove it there", e.next.Owner))
-		case pre != nil && pre.UID != nil && *pre.UID != svc.UID, pre != nil && pre.ResourceVersion != nil && *pre.ResourceVersion != svc.ResourceVersion:
+		case pre != nil && pre.UID != nil && *pre.UID != svc.UID, pre != nil && pre.ResourceVersion != nil && !e.next.hasVersion(*pre.ResourceVersion):
 			return apierrors.NewConflict(resource("services"), name, errors.New("the object is not the one that the preconditions name"))
 		}
 		last = e.rec.state.Load()

@@ -72,6 +72,8 @@ type State struct {
 	// latest is the name of the revision that the last template made, or was found
 	// to be; empty when its name was taken.
 	latest string
+	// changed is when the service changed last.
+	changed time.Time
 	// rollout is the gradual move to the latest ready revision, if there is one.
 	rollout *rollout
 }
@@ -335,6 +337,51 @@ func (s *State) ServiceObject() *servingv1.Service {
 	return obj
 }
 
+// Written is the service as who has written it is answered, where before is what
+// it was, or nil. In Kubernetes what follows from a change comes after it, and
+// clients wait for that: so the status is the one from before the change, and the
+// version the one before that of the state. Clients such as kn take a status that
+// has observed its generation for a sign that nothing has changed.
+func (s *State) Written(before *servingv1.Service) *servingv1.Service {
+	obj := s.ServiceObject()
+	switch {
+	case before == nil || before.UID != obj.UID:
+		obj.Status = servingv1.ServiceStatus{}
+	case before.Generation == obj.Generation:
+		return obj
+	default:
+		before.Status.DeepCopyInto(&obj.Status)
+	}
+	obj.ResourceVersion = formatVersion(s.version() - 1)
+	return obj
+}
+
+// ReadVersion is the version that who reads the service is told: for a moment the
+// one before its last change. Who reads and then watches from there, as kn does
+// to wait for what it has written, is told of that change: a failure is often
+// there before kn has looked, and nothing more would come.
+func (s *State) ReadVersion(now time.Time) string {
+	if now.Sub(s.changed) < readAgain {
+		return formatVersion(s.version() - 1)
+	}
+	return s.Service.ResourceVersion
+}
+
+// version is that of the service.
+func (s *State) version() uint64 {
+	v, err := strconv.ParseUint(s.Service.ResourceVersion, 10, 64)
+	if err != nil {
+		panic("revisions: a version that is no number: " + s.Service.ResourceVersion)
+	}
+	return v
+}
+
+// hasVersion reports whether a client that knows a version knows the service as
+// it is: what it wrote itself, or what came of that.
+func (s *State) hasVersion(text string) bool {
+	return text == s.Service.ResourceVersion || text == formatVersion(s.version()-1)
+}
+
 // ConfigurationObject is the view of the service that makes revisions.
 // Source: Knative Serving API, "Configuration".
 func (s *State) ConfigurationObject() *servingv1.Configuration {
@@ -415,6 +462,9 @@ func (s *State) RevisionObject(rev *Revision) *servingv1.Revision {
 func childUID(parent types.UID, kind string) types.UID {
 	return types.UID(uuid.NewSHA1(uuid.NameSpaceOID, []byte(string(parent)+"/"+kind)).String())
 }
+
+// readAgain is for how long a change is told again, see State.ReadVersion.
+const readAgain = 2 * time.Second
 
 // formatVersion writes a version in the form that clients see.
 func formatVersion(v uint64) string { return strconv.FormatUint(v, 10) }

@@ -118,7 +118,7 @@ func (q kubeRequest) pods() []corev1.Pod {
 			for _, i := range r.Instances {
 				p := corev1.Pod{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"}}
 				p.Name = i.ID
-				p.CreationTimestamp = metav1.NewTime(i.Since)
+				p.CreationTimestamp = metav1.NewTime(i.Born)
 				p.Labels = map[string]string{
 					serving.ServiceLabelKey: s.Name, serving.ConfigurationLabelKey: s.Name, serving.RevisionLabelKey: r.Revision.Name,
 				}

@@ -35,10 +35,12 @@ type Status struct {
 
 // InstanceStatus is what an instance is doing.
 type InstanceStatus struct {
-	ID       string
-	State    State
-	Since    time.Time
-	InFlight int
-	PID      int
-	Address  string
+	ID    string
+	State State
+	// Since is when it came into State; Born is when its process was started, or
+	// was wanted while there is none.
+	Since, Born time.Time
+	InFlight    int
+	PID         int
+	Address     string
 }

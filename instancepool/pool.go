@@ -1027,9 +1027,9 @@ func (p *Pool) Status() Status {
 	defer p.mu.Unlock()
 	s := Status{Waiting: p.waiters.length, InFlight: p.inFlight, Instances: make([]InstanceStatus, 0, len(p.instances))}
 	for _, i := range p.instances {
-		st := InstanceStatus{ID: i.id, State: i.state, Since: i.since, InFlight: i.inFlight}
+		st := InstanceStatus{ID: i.id, State: i.state, Since: i.since, Born: i.born, InFlight: i.inFlight}
 		if i.handle != nil {
-			st.PID, st.Address = i.handle.PID(), i.handle.Address()
+			st.PID, st.Address, st.Born = i.handle.PID(), i.handle.Address(), i.handle.Started()
 		}
 		s.Instances = append(s.Instances, st)
 	}

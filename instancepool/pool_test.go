@@ -452,6 +452,26 @@ func TestIdleTimeCountsFromTheLastRequest(t *testing.T) {
 	})
 }
 
+// An instance's age counts from its start, whatever it has become since.
+func TestAge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := start(t, revision(10))
+		p.rt.Plan(pooltest.Plan{StartTime: time.Second, ReadyAfter: time.Minute})
+		began := time.Now()
+		lease := make(chan *instancepool.Lease)
+		go func() { lease <- p.need() }()
+		age := func() string {
+			i := p.Status().Instances[0]
+			return fmt.Sprint(i.State, " since ", i.Since.Sub(began), ", born ", i.Born.Sub(began))
+		}
+		synctest.Wait()
+		equal(t, "at first", age(), "starting since 0s, born 0s")
+		held := <-lease
+		equal(t, "then", age(), "ready since 1m1s, born 1s")
+		held.Release()
+	})
+}
+
 func TestAnInstanceInUseIsNeverIdle(t *testing.T) { // F01, F02
 	synctest.Test(t, func(t *testing.T) {
 		rev := revision(10)

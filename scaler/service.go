@@ -452,6 +452,7 @@ func (v *service) end(d *deployment, timeout time.Duration, ended func()) {
 		case <-v.s.ctx.Done():
 			return
 		}
+		d.pool.Wait() // it may still tell of its last instance
 		v.mu.Lock()
 		v.leaving = slices.DeleteFunc(v.leaving, func(o *deployment) bool { return o == d })
 		if v.retired && len(v.leaving) == 0 {

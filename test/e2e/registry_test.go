@@ -300,7 +300,7 @@ func TestQuarantine(t *testing.T) {
 	h.check(os.WriteFile(record("one"), b[:len(b)/2], 0o600)) // torn
 	b, err = os.ReadFile(record("two"))
 	h.check(err)
-	h.check(os.WriteFile(record("two"), bytes.Replace(b, []byte(`"version":1`), []byte(`"version":99`), 1), 0o600))
+	h.check(os.WriteFile(record("two"), bytes.Replace(b, []byte(`"version":2`), []byte(`"version":99`), 1), 0o600))
 	h.start(config)
 	if got := h.asked("three.run.test", "/"); got.status != http.StatusOK {
 		t.Errorf("%s", got)

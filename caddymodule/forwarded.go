@@ -48,13 +48,16 @@ func node(address string) string {
 	return token(address)
 }
 
+// escape is made once: a request has no time for that.
+var escape = strings.NewReplacer(`\`, `\\`, `"`, `\"`)
+
 // token quotes what is not a token.
 func token(text string) string {
 	for _, c := range []byte(text) {
 		switch {
 		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', strings.IndexByte("!#$%&'*+-.^_`|~", c) >= 0:
 		default:
-			return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(text) + `"`
+			return `"` + escape.Replace(text) + `"`
 		}
 	}
 	return text

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -264,8 +265,14 @@ func (c *cli) place(ctx context.Context, o order) (*deploying, error) {
 	}
 	d := &deploying{order: o, before: before, after: after, revision: after.Status.LatestCreatedRevisionName}
 	d.created = before == nil || before.Status.LatestCreatedRevisionName != d.revision
-	d.changed = before == nil || before.ResourceVersion != after.ResourceVersion
+	d.changed = before == nil || differs(before, after)
 	return d, nil
+}
+
+// differs reports whether a service is wanted otherwise. Its version does not
+// tell: that changes with its status too.
+func differs(a, b *servingv1.Service) bool {
+	return a.Generation != b.Generation || !maps.Equal(a.Labels, b.Labels) || !maps.Equal(a.Annotations, b.Annotations)
 }
 
 // maxAttempts bounds how often a change is tried again because the service has

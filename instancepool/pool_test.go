@@ -753,6 +753,7 @@ func TestACrashedInstanceIsReplaced(t *testing.T) {
 		}
 		lease.Release()
 		waiter.lease.Release()
+		synctest.Wait() // for the stop of the crashed one
 		p.check()
 		equal(t, "in flight", p.Status().InFlight, 0)
 		equal(t, "stops of the crashed one", p.rt.Instances()[0].Stops(), 1)

@@ -82,6 +82,60 @@ type Execer interface {
 	Exec(ctx context.Context, command []string) error
 }
 
+// Freezer is a Handle whose instance can be halted where it is: it keeps its
+// memory and gets no CPU. Stop works on a frozen instance too.
+type Freezer interface {
+	// Freeze returns once nothing of the instance runs any more. If it fails, the
+	// instance may be frozen or not; Thaw puts that right.
+	Freeze(ctx context.Context) error
+	// Thaw returns once the instance runs again, at once if it does.
+	Thaw(ctx context.Context) error
+}
+
+// Meter is a Handle that knows what its instance uses.
+type Meter interface {
+	// Usage is read from the host at each call, which takes well below a millisecond.
+	Usage() (Usage, error)
+}
+
+// Usage is what an instance uses, all of its containers together.
+type Usage struct {
+	// Memory is the number of bytes that it holds, without what the kernel would give
+	// back at once, such as cached files that nobody has used lately.
+	Memory int64
+	// CPU is the processor time that it has used since it was started.
+	CPU time.Duration
+}
+
+// Preparer is a Runtime that can do most of a start ahead.
+type Preparer interface {
+	// Prepare does what Start does, but for starting the process.
+	Prepare(ctx context.Context, spec StartSpec) (Prepared, error)
+}
+
+// Prepared is an instance that has all but its process's start behind it. One
+// call of Start or Discard uses it up, whatever comes of that.
+type Prepared interface {
+	ID() string
+	// Start is Runtime.Start from where Prepare has ended.
+	Start(ctx context.Context, observe func(phase string, took time.Duration)) (Handle, error)
+	// Discard removes all that the instance had.
+	Discard(ctx context.Context) error
+}
+
+// Sizer is a Runtime that knows the size of its host.
+type Sizer interface {
+	Capacity() (Capacity, error)
+}
+
+// Capacity is what a host has for Fairway and its instances together.
+type Capacity struct {
+	// Memory is in bytes: the host's, or what a limit on this process leaves of it.
+	Memory int64
+	// CPU is the number of processors.
+	CPU float64
+}
+
 // Exit tells how an instance's process ended.
 type Exit struct {
 	// Code is the exit status; 128 + the signal when a signal ended it.

@@ -43,6 +43,15 @@ type Plan struct {
 	StopTime time.Duration
 	// Log is what it has written.
 	Log string
+	// FreezeTime and ThawTime are what Freeze and Thaw take; ThawErr is what Thaw
+	// returns instead of thawing.
+	FreezeTime, ThawTime time.Duration
+	ThawErr              error
+	// PreparedStart is what the start of an instance takes that was prepared, in
+	// StartTime.
+	PreparedStart time.Duration
+	// Usage is what the instance uses.
+	Usage instancepool.Usage
 }
 
 // Runtime is an instancepool.Runtime for tests. It is safe for concurrent use.
@@ -60,6 +69,8 @@ type Runtime struct {
 	pid       int
 	instances []*Instance
 	byID      map[string]*Instance
+	prepared  map[string]bool
+	capacity  instancepool.Capacity
 	closed    bool
 }
 
@@ -70,6 +81,9 @@ func NewRuntime() *Runtime {
 		image: func(context.Context, string) (string, error) { return "sha256:0123", nil },
 		byID:  make(map[string]*Instance),
 		pid:   1000,
+
+		prepared: make(map[string]bool),
+		capacity: instancepool.Capacity{Memory: 64 << 30, CPU: 16},
 	}
 }
 
@@ -190,6 +204,75 @@ func (rt *Runtime) FailPrune(err error) {
 	rt.pruneErr = err
 }
 
+// Size is the host's from now on.
+func (rt *Runtime) Size(c instancepool.Capacity) {
+	rt.mu.Lock()
+	defer rt.mu.Unlock()
+	rt.capacity = c
+}
+
+// Capacity implements instancepool.Sizer.
+func (rt *Runtime) Capacity() (instancepool.Capacity, error) {
+	rt.mu.Lock()
+	defer rt.mu.Unlock()
+	return rt.capacity, nil
+}
+
+// Prepared counts the instances that are prepared and neither started nor
+// discarded.
+func (rt *Runtime) Prepared() int {
+	rt.mu.Lock()
+	defer rt.mu.Unlock()
+	return len(rt.prepared)
+}
+
+// Prepare implements instancepool.Preparer.
+func (rt *Runtime) Prepare(ctx context.Context, spec instancepool.StartSpec) (instancepool.Prepared, error) {
+	rt.mu.Lock()
+	plan := rt.plan(spec)
+	rt.mu.Unlock()
+	if err := wait(ctx, plan.StartTime-plan.PreparedStart); err != nil {
+		return nil, err
+	}
+	if plan.StartErr != nil {
+		return nil, plan.StartErr
+	}
+	rt.mu.Lock()
+	defer rt.mu.Unlock()
+	rt.prepared[spec.ID] = true
+	return &prepared{rt: rt, spec: spec, plan: plan}, nil
+}
+
+type prepared struct {
+	rt   *Runtime
+	spec instancepool.StartSpec
+	plan Plan
+}
+
+func (p *prepared) ID() string { return p.spec.ID }
+
+func (p *prepared) use() error {
+	p.rt.mu.Lock()
+	defer p.rt.mu.Unlock()
+	if !p.rt.prepared[p.spec.ID] {
+		return fmt.Errorf("prepared instance %s has been used already", p.spec.ID)
+	}
+	delete(p.rt.prepared, p.spec.ID)
+	return nil
+}
+
+func (p *prepared) Start(ctx context.Context, _ func(string, time.Duration)) (instancepool.Handle, error) {
+	if err := p.use(); err != nil {
+		return nil, err
+	}
+	if err := wait(ctx, p.plan.PreparedStart); err != nil {
+		return nil, err
+	}
+	return p.rt.make(p.spec.ID, p.spec.Revision, p.plan), nil
+}
+
+func (p *prepared) Discard(context.Context) error { return p.use() }
+
 // Start implements instancepool.Runtime.
 func (rt *Runtime) Start(ctx context.Context, spec instancepool.StartSpec) (instancepool.Handle, error) {
 	rt.mu.Lock()
@@ -283,11 +366,105 @@ type Instance struct {
 	removed chan struct{} // closed once the first Stop is done
 	end     *time.Timer
 
-	mu    sync.Mutex
-	plan  Plan
-	exit  instancepool.Exit
-	stops int
+	mu     sync.Mutex
+	plan   Plan
+	exit   instancepool.Exit
+	stops  int
+	freeze freezing
 }
+
+// freezing is what an instance's freezer has done.
+type freezing struct {
+	frozen  bool
+	since   time.Time // of frozen
+	total   time.Duration
+	freezes int
+}
+
+// Freeze implements instancepool.Freezer.
+func (i *Instance) Freeze(ctx context.Context) error {
+	if err := wait(ctx, i.planned().FreezeTime); err != nil {
+		return err
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if f := &i.freeze; !f.frozen {
+		f.frozen, f.since = true, time.Now()
+		f.freezes++
+	}
+	return nil
+}
+
+// Thaw implements instancepool.Freezer.
+func (i *Instance) Thaw(ctx context.Context) error {
+	plan := i.planned()
+	if err := wait(ctx, plan.ThawTime); err != nil {
+		return err
+	}
+	if plan.ThawErr != nil {
+		return plan.ThawErr
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.thaw(time.Now())
+	return nil
+}
+
+// thaw ends a freeze. The caller holds mu.
+func (i *Instance) thaw(at time.Time) {
+	if f := &i.freeze; f.frozen {
+		f.frozen = false
+		f.total += at.Sub(f.since)
+	}
+}
+
+// Frozen reports whether the instance is frozen.
+func (i *Instance) Frozen() bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.freeze.frozen
+}
+
+// Freezes counts how often it was frozen.
+func (i *Instance) Freezes() int {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.freeze.freezes
+}
+
+// Lived is how long the instance has existed, and how much of that it could run.
+func (i *Instance) Lived() (existed, unfrozen time.Duration) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	end := time.Now()
+	select {
+	case <-i.exited:
+		end = i.exit.At
+	default:
+	}
+	existed = end.Sub(i.started)
+	unfrozen = existed - i.freeze.total
+	if i.freeze.frozen {
+		unfrozen -= end.Sub(i.freeze.since)
+	}
+	return existed, unfrozen
+}
+
+// Replan changes what the instance does from now on.
+func (i *Instance) Replan(change func(*Plan)) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	change(&i.plan)
+}
+
+func (i *Instance) planned() Plan {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.plan
+}
+
+// Usage implements instancepool.Meter.
+func (i *Instance) Usage() (instancepool.Usage, error) { return i.planned().Usage, nil }
 
 // Kill ends the instance, as a crash would.
 func (i *Instance) Kill(code int) {
@@ -297,6 +474,7 @@ func (i *Instance) Kill(code int) {
 	case <-i.exited:
 	default:
 		i.exit = instancepool.Exit{Code: code, At: time.Now()}
+		i.thaw(i.exit.At)
 		close(i.exited)
 	}
 }

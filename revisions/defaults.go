@@ -35,6 +35,11 @@ const (
 	// DefaultProgressDeadline bounds what a new revision may take to become ready,
 	// the pull of its image included (Knative: progress-deadline).
 	DefaultProgressDeadline = 10 * time.Minute
+	// DefaultTarget is the part of an instance's slots, and of its CPU, from whose use
+	// on another instance is started ahead of need (Cloud Run: scaling targets).
+	DefaultTarget = 0.6
+	// MaxPrepared keeps a typing error from taking the host's memory.
+	MaxPrepared = 1000
 	// DefaultCPU and DefaultMemory limit one instance (Cloud Run: CPU and memory limits).
 	DefaultCPU    = "1"
 	DefaultMemory = "512Mi"
@@ -54,6 +59,8 @@ const (
 	IdleTimeoutAnnotation = "run.fairway/idle-timeout"
 	// QueueDepthAnnotation is a number of requests.
 	QueueDepthAnnotation = "run.fairway/queue-depth"
+	// PreparedAnnotation is a number of instances.
+	PreparedAnnotation = "run.fairway/prepared"
 )
 
 // knativeConfig is what an operator of Knative would write into its config maps

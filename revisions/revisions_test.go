@@ -90,6 +90,7 @@ func TestDefaults(t *testing.T) {
 	want := said{Name: "hello-00001", Service: "hello", Generation: 1, Spec: &Spec{
 		Image: "app", StartOrder: []string{"user-container"}, Port: Port{Number: 8080}, Concurrency: 80, Timeout: 5 * time.Minute, MaxInstances: 100, IdleTimeout: 15 * time.Minute, QueueDepth: 10_000,
 		Startup: Probe{Kind: ProbeTCP, Port: 8080, Attempt: time.Second, Total: 4 * time.Minute}, InitialScale: -1, ProgressDeadline: 10 * time.Minute,
+		Scaling: Scaling{Concurrency: 48, CPU: 0.6}, Throttled: true, Memory: 512 << 20, CPU: 1,
 	}}
 	if diff := cmp.Diff(want, saidBy(rev), unforeseen); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -127,6 +128,7 @@ func TestEverythingSaid(t *testing.T) {
 			Kind: ProbeHTTP, Port: 9001, Path: "/up", Header: http.Header{"X-Probe": {"yes"}},
 			Delay: time.Second, Attempt: 2 * time.Second, Total: 12 * time.Second,
 		},
+		Scaling: Scaling{Concurrency: 4.8, CPU: 0.6}, Throttled: true, Memory: 1 << 30, CPU: 1.5,
 	}}
 	if diff := cmp.Diff(want, saidBy(rev), unforeseen); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -165,6 +167,19 @@ func TestPrepareRefuses(t *testing.T) {
 		{"no idle time", hello("{image: app}", "{run.fairway/idle-timeout: '15'}"), "run.fairway/idle-timeout"},
 		{"an idle time below zero", hello("{image: app}", "{run.fairway/idle-timeout: -1s}"), "run.fairway/idle-timeout"},
 		{"no queue", hello("{image: app}", "{run.fairway/queue-depth: '0'}"), "run.fairway/queue-depth"},
+		{"throttled perhaps", hello("{image: app}", "{run.googleapis.com/cpu-throttling: perhaps}"), "run.googleapis.com/cpu-throttling"},
+		{"a target of nothing", hello("{image: app}", "{run.googleapis.com/scaling-concurrency-target: '0'}"), "run.googleapis.com/scaling-concurrency-target"},
+		{"a target of everything", hello("{image: app}", "{run.googleapis.com/scaling-cpu-target: '1'}"), "run.googleapis.com/scaling-cpu-target"},
+		{"a target that is none", hello("{image: app}", "{run.googleapis.com/scaling-cpu-target: NaN}"), "run.googleapis.com/scaling-cpu-target"},
+		{"no target at all", hello("{image: app}", "{run.googleapis.com/scaling-concurrency-target: disabled, run.googleapis.com/scaling-cpu-target: disabled}"), "not both can be disabled"},
+		{"too short a window", hello("{image: app}", "{autoscaling.knative.dev/window: 1s}"), "autoscaling.knative.dev/window"},
+		{"activation below two", hello("{image: app}", "{autoscaling.knative.dev/activation-scale: '1'}"), "autoscaling.knative.dev/activation-scale"},
+		{"too many prepared", hello("{image: app}", "{run.fairway/prepared: '1001'}"), "run.fairway/prepared"},
+		{"a service's minimum below zero", ofService("run.googleapis.com/minScale: '-1'"), "run.googleapis.com/minScale"},
+		{"a service's maximum of nothing", ofService("run.googleapis.com/maxScale: '0'"), "run.googleapis.com/maxScale"},
+		{"a service's minimum above its maximum", ofService("run.googleapis.com/minScale: '3', run.googleapis.com/maxScale: '2'"), "run.googleapis.com/maxScale"},
+		{"a mode that is none", ofService("run.googleapis.com/scalingMode: some"), "run.googleapis.com/scalingMode"},
+		{"manual without a number", ofService("run.googleapis.com/scalingMode: manual"), "run.googleapis.com/manualInstanceCount"},
 		{"too long a queue", hello("{image: app}", "{run.fairway/queue-depth: '1000001'}"), "run.fairway/queue-depth"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -185,6 +200,59 @@ func TestPrepareRefuses(t *testing.T) {
 			}
 		}
 	})
+}
+
+// ofService is a service with annotations of its own.
+func ofService(annotations string) string {
+	return "{metadata: {name: hello, annotations: {" + annotations + "}}, spec: {template: {spec: {containers: [{image: app}]}}}}"
+}
+
+func TestServiceBounds(t *testing.T) {
+	for annotations, want := range map[string]Bounds{
+		"": {},
+		"run.googleapis.com/minScale: '2', run.googleapis.com/maxScale: '7'":                                                    {Min: 2, Max: 7},
+		"run.googleapis.com/scalingMode: manual, run.googleapis.com/manualInstanceCount: '3'":                                   {Min: 3, Max: 3, Manual: true},
+		"run.googleapis.com/scalingMode: manual, run.googleapis.com/manualInstanceCount: '0'":                                   {Manual: true},
+		"run.googleapis.com/scalingMode: automatic, run.googleapis.com/manualInstanceCount: '3'":                                {},
+		"run.googleapis.com/scalingMode: manual, run.googleapis.com/manualInstanceCount: '3', run.googleapis.com/minScale: '1'": {Min: 3, Max: 3, Manual: true},
+	} {
+		g := NewRegistry(Options{})
+		if _, _, err := g.Apply(prepared(t, ofService(annotations)), OwnerConfig); err != nil {
+			t.Fatal(err)
+		}
+		if got := g.State("hello").Bounds(); got != want {
+			t.Errorf("%s: %+v, want %+v", annotations, got, want)
+		}
+	}
+}
+
+func TestScaling(t *testing.T) {
+	const kept = 15 * time.Minute
+	for annotations, want := range map[string]struct {
+		Scaling
+		idle time.Duration
+	}{
+		"run.googleapis.com/scaling-concurrency-target: '0.5'":                                                {Scaling{Concurrency: 40, CPU: 0.6}, kept},
+		"run.googleapis.com/scaling-concurrency-target: disabled":                                             {Scaling{CPU: 0.6}, kept},
+		"run.googleapis.com/scaling-cpu-target: disabled":                                                     {Scaling{Concurrency: 48}, kept},
+		"run.googleapis.com/scaling-cpu-target: default":                                                      {Scaling{Concurrency: 48, CPU: 0.6}, kept},
+		"autoscaling.knative.dev/target: '10'":                                                                {Scaling{Concurrency: 7, CPU: 0.6}, kept},
+		"autoscaling.knative.dev/target: '1000'":                                                              {Scaling{Concurrency: 56, CPU: 0.6}, kept},
+		"autoscaling.knative.dev/target: '10', autoscaling.knative.dev/target-utilization-percentage: '50'":   {Scaling{Concurrency: 5, CPU: 0.6}, kept},
+		"autoscaling.knative.dev/target-utilization-percentage: '50'":                                         {Scaling{Concurrency: 40, CPU: 0.6}, kept},
+		"autoscaling.knative.dev/target: '10', run.googleapis.com/scaling-concurrency-target: '0.9'":          {Scaling{Concurrency: 72, CPU: 0.6}, kept},
+		"autoscaling.knative.dev/window: 60s":                                                                 {Scaling{Concurrency: 48, CPU: 0.6, Window: time.Minute}, 90 * time.Second},
+		"autoscaling.knative.dev/window: 60s, autoscaling.knative.dev/scale-to-zero-pod-retention-period: 2m": {Scaling{Concurrency: 48, CPU: 0.6, Window: time.Minute}, 3 * time.Minute},
+		"autoscaling.knative.dev/window: 60s, run.fairway/idle-timeout: 10m":                                  {Scaling{Concurrency: 48, CPU: 0.6, Window: time.Minute}, 10 * time.Minute},
+		"autoscaling.knative.dev/scale-down-delay: 1h":                                                        {Scaling{Concurrency: 48, CPU: 0.6}, time.Hour},
+		"autoscaling.knative.dev/window: 6s, autoscaling.knative.dev/scale-down-delay: 5m":                    {Scaling{Concurrency: 48, CPU: 0.6, Window: 5 * time.Minute}, 5 * time.Minute},
+		"autoscaling.knative.dev/activation-scale: '3'":                                                       {Scaling{Concurrency: 48, CPU: 0.6, Activation: 3}, kept},
+	} {
+		spec := revise(t, hello("{image: app}", "{"+annotations+"}")).Spec()
+		if diff := cmp.Diff(want.Scaling, spec.Scaling); diff != "" || spec.IdleTimeout != want.idle {
+			t.Errorf("%s: idle timeout %s, want %s (-want +got):\n%s", annotations, spec.IdleTimeout, want.idle, diff)
+		}
+	}
 }
 
 func TestStartupProbe(t *testing.T) {

@@ -33,6 +33,17 @@ type Spec struct {
 	MinInstances, MaxInstances int
 	// IdleTimeout is how long an instance may be without a request before it is stopped.
 	IdleTimeout time.Duration
+	// Scaling says more about how many instances there are.
+	Scaling Scaling
+	// Throttled gives an instance CPU only while it has requests (Cloud Run:
+	// request-based billing).
+	Throttled bool
+	// Prepared is how many instances are kept made but not started.
+	Prepared int
+	// Memory is the limit of an instance, all of its containers together, in bytes.
+	Memory int64
+	// CPU is the same in processors.
+	CPU float64
 	// QueueDepth is how many requests may wait for a slot.
 	QueueDepth int
 	// Startup says when a started instance may get requests.
@@ -90,7 +101,11 @@ func newSpec(template servingv1.RevisionTemplateSpec) (*Spec, error) {
 	s.ProgressDeadline = a.duration(DefaultProgressDeadline, serving.ProgressDeadlineAnnotation...)
 	s.QueueDepth = a.integer(1, MaxQueueDepth, DefaultQueueDepth, QueueDepthAnnotation)
 	s.IdleTimeout = a.duration(DefaultIdleTimeout, IdleTimeoutAnnotation)
-	s.Affinity = a.boolean(AffinityAnnotation)
+	s.Affinity = a.boolean(false, AffinityAnnotation)
+	s.Throttled = a.boolean(true, ThrottlingAnnotation)
+	s.Prepared = a.integer(0, MaxPrepared, 0, PreparedAnnotation)
+	s.Memory, s.CPU = limits(template.Spec.Containers)
+	s.readScaling(&a)
 	s.Startup = startupProbe(c, s.Port)
 	var err error
 	if s.StartOrder, err = startOrder(&s.Template); err != nil {
@@ -141,10 +156,14 @@ func (a *annotations) integer(lowest, highest, otherwise int, keys ...string) in
 }
 
 func (a *annotations) duration(otherwise time.Duration, keys ...string) time.Duration {
+	return a.span(1, math.MaxInt64, "a duration above zero", otherwise, keys...)
+}
+
+func (a *annotations) span(lowest, highest time.Duration, want string, otherwise time.Duration, keys ...string) time.Duration {
 	d := otherwise
-	a.read(keys, "a duration above zero", func(value string) bool {
+	a.read(keys, want, func(value string) bool {
 		v, err := time.ParseDuration(value)
-		if err != nil || v <= 0 {
+		if err != nil || v < lowest || v > highest {
 			return false
 		}
 		d = v
@@ -153,12 +172,27 @@ func (a *annotations) duration(otherwise time.Duration, keys ...string) time.Dur
 	return d
 }
 
-func (a *annotations) boolean(key string) bool {
-	b := false
+func (a *annotations) boolean(otherwise bool, key string) bool {
+	b := otherwise
 	a.read([]string{key}, "true or false", func(value string) (ok bool) {
 		v, err := strconv.ParseBool(value)
-		b = v && err == nil
+		if err == nil {
+			b = v
+		}
 		return err == nil
 	})
 	return b
+}
+
+func (a *annotations) number(lowest, highest, otherwise float64, keys ...string) float64 {
+	x := otherwise
+	a.read(keys, fmt.Sprintf("a number from %g to %g", lowest, highest), func(value string) bool {
+		v, err := strconv.ParseFloat(value, 64)
+		if err != nil || !(v >= lowest && v <= highest) { // not a number is neither
+			return false
+		}
+		x = v
+		return true
+	})
+	return x
 }

@@ -135,6 +135,10 @@ type instanceView struct {
 	PID     int       `json:"pid,omitempty"`
 	Address string    `json:"address,omitempty"`
 	Since   time.Time `json:"since"`
+	// Why says why the instance was started.
+	Why string `json:"why,omitempty"`
+	// MemoryBytes is what it held when that was last measured.
+	MemoryBytes int64 `json:"memory_bytes,omitempty"`
 }
 
 func serviceViews(names ...string) []serviceView {
@@ -186,6 +190,7 @@ func instanceViews(names ...string) []instanceView {
 				views = append(views, instanceView{
 					Service: s.Name, Revision: r.Revision.Name, Instance: i.ID, State: i.State.String(),
 					InFlight: i.InFlight, Queue: r.Waiting, PID: i.PID, Address: i.Address, Since: i.Since,
+					Why: i.Why, MemoryBytes: i.Usage.Memory,
 				})
 			}
 		}

@@ -305,7 +305,7 @@ func (c *cli) printInstances(all []instanceView) error {
 	for _, i := range all {
 		h := waiting
 		switch i.State {
-		case "ready":
+		case "ready", "frozen", "prepared":
 			h = healthy
 		case "failed":
 			h = failing

@@ -184,8 +184,11 @@ func (e *engine) Destruct() error {
 func (e *engine) Instance(ev instancepool.Event) {
 	countInstance(ev)
 	level, msg := zapcore.InfoLevel, "instance "+ev.State.String()
-	if ev.State == instancepool.Failed {
+	switch {
+	case ev.State == instancepool.Failed:
 		level = zapcore.ErrorLevel
+	case ev.State == instancepool.Frozen: // which is told only when it is not
+		level, msg = zapcore.WarnLevel, "instance cannot be frozen"
 	}
 	c := e.log.Check(level, msg)
 	if c == nil {

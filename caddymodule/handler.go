@@ -188,6 +188,11 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, service string,
 	case errors.Is(err, instancepool.ErrQueueFull):
 		status, outcome = http.StatusTooManyRequests, "queue_full"
 		w.Header().Set("Retry-After", "1")
+	case errors.Is(err, instancepool.ErrNoInstance):
+		status, outcome = http.StatusTooManyRequests, "no_instance"
+		w.Header().Set("Retry-After", "1")
+	case errors.Is(err, scaler.ErrDisabled):
+		outcome = "disabled"
 	case errors.Is(err, instancepool.ErrTimeout):
 		status, outcome = http.StatusGatewayTimeout, "timeout"
 	case errors.Is(err, scaler.ErrUnknownService), errors.Is(err, scaler.ErrUnknownTag):

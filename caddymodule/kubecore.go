@@ -134,6 +134,7 @@ func (q kubeRequest) pods() []corev1.Pod {
 // podState says of a pod how its instance does.
 func podState(p *corev1.Pod, i instancepool.InstanceStatus) {
 	since := metav1.NewTime(i.Since)
+	ready := i.State == instancepool.Ready || i.State == instancepool.Frozen
 	p.Status.Phase = corev1.PodRunning
 	state := corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: since}}
 	switch {
@@ -148,7 +149,7 @@ func podState(p *corev1.Pod, i instancepool.InstanceStatus) {
 	}
 	for _, c := range p.Spec.Containers {
 		p.Status.ContainerStatuses = append(p.Status.ContainerStatuses, corev1.ContainerStatus{
-			Name: c.Name, Image: c.Image, Ready: i.State == instancepool.Ready, State: state,
+			Name: c.Name, Image: c.Image, Ready: ready, State: state,
 		})
 	}
 }

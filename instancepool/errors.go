@@ -11,6 +11,12 @@ import (
 var (
 	// ErrQueueFull means that as many requests wait as may.
 	ErrQueueFull = errors.New("too many requests wait for an instance")
+	// ErrNoInstance means that no instance could be had in time: all are busy, and
+	// there may not be more (Cloud Run: 429).
+	ErrNoInstance = errors.New("no instance was available in time")
+	// ErrNoRoom means that the host has no memory left for another instance. It is
+	// not the revision's fault, and may be otherwise in a moment.
+	ErrNoRoom = errors.New("the host has no room for another instance")
 	// ErrTimeout means that the request's time was over before its turn came, or
 	// before its response began.
 	ErrTimeout = errors.New("the request has timed out")
@@ -18,6 +24,22 @@ var (
 	// taken its place, or its service is gone. Nothing was sent.
 	ErrDraining = errors.New("the revision takes no new requests")
 )
+
+// pendingError is ErrNoInstance with how long that was, and why there are no
+// more.
+type pendingError struct {
+	after   time.Duration
+	failure *StartError
+}
+
+func (e *pendingError) Error() string {
+	if e.failure != nil {
+		return fmt.Sprintf("%v (%s): %v", ErrNoInstance, e.after, e.failure)
+	}
+	return fmt.Sprintf("%v (%s)", ErrNoInstance, e.after)
+}
+
+func (e *pendingError) Unwrap() error { return ErrNoInstance }
 
 // StartError says why a revision has no instance that could take a request.
 type StartError struct {

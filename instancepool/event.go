@@ -4,13 +4,14 @@ import "time"
 
 // Event is one change in the life of an instance, for logs and metrics.
 type Event struct {
-	// State is the state the instance has come to.
+	// State is the state the instance has come to. Frozen is told only when Err says
+	// why it is not: instances are frozen and thawed many times a second.
 	State State
 	// Instance, Revision and Service name it.
 	Instance, Revision, Service string
 	// Reason says in a few words why: "queued requests", "idle", "exited" …
 	Reason string
-	// Err is set when State is Failed.
+	// Err is set when State is Failed or Frozen.
 	Err error
 	// PID and Address are set once the instance runs.
 	PID     int
@@ -40,7 +41,11 @@ type InstanceStatus struct {
 	// Since is when it came into State; Born is when its process was started, or
 	// was wanted while there is none.
 	Since, Born time.Time
-	InFlight    int
-	PID         int
-	Address     string
+	// Why says in a few words why it was started.
+	Why      string
+	InFlight int
+	// Usage is what it used when that was last measured.
+	Usage   Usage
+	PID     int
+	Address string
 }

@@ -13,7 +13,7 @@ func Probe(ctx context.Context, h Handle) error { return probe(ctx, h) }
 func (p *Pool) Check() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	var inFlight, free, ready, starting, suspects, waiting int
+	var inFlight, free, ready, frozen, starting, suspects, waiting int
 	for _, i := range p.instances {
 		inFlight += i.inFlight
 		if i.inFlight < 0 || i.inFlight > p.spec.Concurrency {
@@ -29,6 +29,12 @@ func (p *Pool) Check() error {
 			free += p.spec.Concurrency - i.inFlight
 		default: // counted nowhere
 		}
+		if i.rest != awake {
+			frozen++
+		}
+		if i.rest == asleep && i.inFlight > 0 || i.rest != awake && i.state != Ready {
+			return fmt.Errorf("%s, %s, is frozen with %d in flight", i.id, i.state, i.inFlight)
+		}
 		if listed, want := i.list != nil, i.state == Ready && i.inFlight < p.spec.Concurrency; listed != want {
 			return fmt.Errorf("%s, %s with %d in flight: among the free ones: %t", i.id, i.state, i.inFlight, listed)
 		}
@@ -36,9 +42,9 @@ func (p *Pool) Check() error {
 	for w := p.waiters.head; w != nil; w = w.next {
 		waiting++
 	}
-	type counts struct{ free, ready, starting, suspects, waiting int }
-	counted := counts{p.free, p.ready, p.starting, p.suspects, p.waiters.length}
-	if found := (counts{free, ready, starting, suspects, waiting}); found != counted {
+	type counts struct{ free, ready, frozen, starting, suspects, waiting int }
+	counted := counts{p.free, p.ready, p.frozen, p.starting, p.suspects, p.waiters.length}
+	if found := (counts{free, ready, frozen, starting, suspects, waiting}); found != counted {
 		return fmt.Errorf("the pool has counted %+v, there are %+v", counted, found)
 	}
 	if inFlight > p.inFlight { // requests of instances that are gone are in none

@@ -16,7 +16,11 @@ type State int
 // The states, in the order they are passed. Failed and Stopped are ends.
 const (
 	Starting State = iota
+	// Warmed instances are prepared: all but the start of their process is done.
+	Warmed
 	Ready
+	// Frozen instances are ready, and have no CPU until their next request.
+	Frozen
 	// Suspect instances refused a connection and are probed again; they get no
 	// new requests.
 	Suspect
@@ -27,7 +31,7 @@ const (
 
 // String is the word used in logs, metrics and APIs.
 func (s State) String() string {
-	return [...]string{"starting", "ready", "suspect", "draining", "stopped", "failed"}[s]
+	return [...]string{"starting", "prepared", "ready", "frozen", "suspect", "draining", "stopped", "failed"}[s]
 }
 
 // Instance is one running copy of a revision. Its pool guards what changes.
@@ -40,6 +44,15 @@ type Instance struct {
 	handle    Handle
 	transport *http.Transport
 
+	// why says why it was started, ahead is what was prepared for it; neither changes.
+	why   string
+	ahead *ahead
+
+	// ice has the token of whoever freezes or thaws it, taken before pool.mu: a
+	// channel and no mutex, as that may take a moment. It guards iced.
+	ice  chan struct{}
+	iced bool // it may be frozen
+
 	// The rest is guarded by pool.mu.
 	state    State
 	since    time.Time // of state
@@ -51,7 +64,13 @@ type Instance struct {
 	idleAt   time.Time   // when inFlight last became zero
 	idle     *time.Timer // fires when it may have been idle for long enough
 	idleSet  bool        // idle is running
+	idleEnd  time.Time   // when it ends
 	readyAt  time.Time   // when it first became ready
+	rest     rest
+	noFreeze time.Time // it is not frozen before
+	due      time.Time // a request is expected until then; zero once it has had one
+	usage    Usage     // as it was measured last
+	metered  time.Time // when that was
 	stop     chan struct{}
 	stopSent bool
 	// stopReason is written before stop is closed and read after.

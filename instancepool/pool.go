@@ -40,6 +40,10 @@ const (
 	// suspectPatience is how long an instance that could not be dialled may take to
 	// pass its probe again.
 	suspectPatience = 5 * time.Second
+	// A request waits for an instance for the first of these, or so many times the
+	// mean of its service's starts if that is longer (Cloud Run: pending requests).
+	pendingLeast  = 10 * time.Second
+	pendingStarts = 3.5
 	// logTail is how much of an instance's last output an error carries.
 	logTail = 2 << 10
 )
@@ -54,21 +58,59 @@ type Snapshot struct {
 	Ready, Starting, Suspect int
 	// Concurrency is the number of slots of an instance.
 	Concurrency int
-	// Min and Max bound the number of instances; Max 0 means no bound.
+	// Min and Max bound the number of instances; Max 0 means no bound, below 0 that
+	// there are to be none.
 	Min, Max int
+	// Oldest is how long the first in the queue has waited.
+	Oldest time.Duration
+	// Held is the mean time that a request holds its slot, Startup that an instance
+	// of the service takes to start; 0 while not known.
+	Held, Startup time.Duration
+	// Load is the mean number of requests, waiting and in flight, over the last minute
+	// and over the last ten.
+	Load [2]float64
+	// CPU is the mean number of processors that all instances together have used in
+	// the last minute.
+	CPU float64
+}
+
+// Decision is what is to be done about the number of instances.
+type Decision struct {
+	// Start is how many are to be started now, and Reason says why.
+	Start  int
+	Reason string
+	// Again is when the same question is to be asked again though nothing has
+	// changed; 0: not before something has.
+	Again time.Duration
+	// Keep is how many the load of late needs on the average.
+	Keep int
 }
 
 // Options are what a pool needs from others.
 type Options struct {
-	// Prepare, when not nil, is called before each start and may take its time,
-	// which a start may not: it pulls the image.
-	Prepare func(context.Context) error
+	// Prepare, when not nil, is called before the start of the instance of that ID
+	// and may take its time, which a start may not: it pulls the image and finds room.
+	Prepare func(ctx context.Context, id string) error
 	// Start makes an instance: Runtime.Start, or what bounds and prepares it.
 	Start func(context.Context, StartSpec) (Handle, error)
-	// Decide returns how many instances to start now. It is called with the
+	// Ahead makes an instance but for its start; nil when the engine cannot. Prepared
+	// is how many such there are to be.
+	Ahead    func(context.Context, StartSpec) (Prepared, error)
+	Prepared int
+	// Short, when not nil, is called when there are fewer instances prepared than the
+	// revision wants, with the pool's lock held: Prepare is to be called soon.
+	Short func()
+	// Active, when not nil, is called with the pool's lock held when an instance has
+	// the CPU that had not: Measure is to be called from time to time.
+	Active func()
+	// Decide returns what to do about the number of instances. It is called with the
 	// pool's lock held, whenever its answer may have changed: it must be quick
 	// and must not call the pool.
-	Decide func(Snapshot) int
+	Decide func(Snapshot) Decision
+	// Startups and Rhythm are what is known of the service, whatever its revision.
+	// Default: nothing.
+	Startups *Startups
+	Rhythm   *Rhythm
 	// Observe, when not nil, is told of each change of an instance's state, in
 	// order per instance and outside the pool's lock.
 	Observe func(Event)
@@ -106,6 +148,7 @@ type Pool struct {
 	detached  bool
 	instances []*Instance // in the order they were made, until they are gone
 	below     freeList    // ready, fewer than target in flight; last used first
+	cold      freeList    // ready and frozen, or about to be; last used first
 	above     freeList    // ready, from target up to the limit; in turn
 	waiters   queue
 	awaiting  []*await
@@ -115,6 +158,17 @@ type Pool struct {
 	ready     int
 	starting  int
 	suspects  int
+	frozen    int // of those that are ready
+	min, max  int // of the service's share, see Bound
+	load      load
+	asked     time.Time   // when a decision was last made without a queue
+	again     *time.Timer // to the next decision
+	restedAt  time.Time   // since when there is no request; zero while there is
+	due       *time.Timer // to the start for a request that is expected
+	cpu       float64     // see Snapshot.CPU
+	cpuAt     time.Time   // when that was measured
+	prepared  []*ahead
+	preparing int
 
 	proven      bool // an instance has been ready
 	failures    int  // in a row
@@ -140,8 +194,17 @@ func New(rev *revisions.Revision, opts Options) *Pool {
 	if opts.Probe == nil {
 		opts.Probe = probe
 	}
+	if opts.Startups == nil {
+		opts.Startups = new(Startups)
+	}
+	if opts.Rhythm == nil {
+		opts.Rhythm = new(Rhythm)
+	}
+	if opts.Active == nil {
+		opts.Active = func() {}
+	}
 	spec := rev.Spec()
-	p := &Pool{rev: rev, spec: spec, opts: opts, target: max(1, spec.Concurrency*7/10), done: make(chan struct{})}
+	p := &Pool{rev: rev, spec: spec, opts: opts, target: max(1, spec.Concurrency*7/10), done: make(chan struct{}), load: newLoad(time.Now())}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	return p
 }
@@ -150,8 +213,8 @@ func New(rev *revisions.Revision, opts Options) *Pool {
 func (p *Pool) Revision() *revisions.Revision { return p.rev }
 
 // Acquire returns a lease on a slot of an instance: at once while one is free,
-// else when the request's turn has come. Errors: ErrQueueFull, ErrTimeout,
-// ErrDraining, *StartError, or the cause of ctx's end.
+// else when the request's turn has come. Errors: ErrQueueFull, ErrNoInstance,
+// ErrTimeout, ErrDraining, *StartError, or the cause of ctx's end.
 func (p *Pool) Acquire(ctx context.Context) (*Lease, error) { return p.AcquireOn(ctx, "") }
 
 // AcquireOn is Acquire for a request that would rather go to the instance of
@@ -160,42 +223,92 @@ func (p *Pool) AcquireOn(ctx context.Context, instance string) (*Lease, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
+	now := time.Now()
+	for {
+		g, err := p.slot(ctx, now, instance)
+		if err != nil {
+			return nil, err
+		}
+		lease := &Lease{instance: g.instance, Cold: g.cold}
+		if g.frozen && p.thaw(g.instance) != nil {
+			p.release(g.instance)
+			continue // on another: nothing was sent
+		}
+		if g.waited || g.frozen {
+			lease.Waited = time.Since(now)
+		}
+		return lease, nil
+	}
+}
+
+// slot returns when a slot of an instance is taken for a request that came at
+// since.
+func (p *Pool) slot(ctx context.Context, since time.Time, instance string) (grant, error) {
 	p.mu.Lock()
 	if p.phase != open {
 		p.mu.Unlock()
-		return nil, ErrDraining
+		return grant{}, ErrDraining
 	}
+	p.note(since)
 	i := p.preferred(instance)
 	if i == nil {
 		i = p.take()
 	}
 	if i != nil {
+		g := grant{instance: i, frozen: i.rest != awake}
+		p.lookAhead(since)
 		p.mu.Unlock()
-		return &Lease{instance: i}, nil
+		return g, nil
 	}
 	if err := p.refusal(); err != nil {
 		p.mu.Unlock()
-		return nil, err
+		return grant{}, err
 	}
-	w := &waiter{since: time.Now(), settled: make(chan grant, 1)}
+	w := &waiter{since: since, settled: make(chan grant, 1)}
 	p.waiters.push(w)
 	p.scale()
+	patience, late := p.patience(since)
 	p.mu.Unlock()
 
-	timeout := time.NewTimer(p.spec.Timeout)
+	timeout := time.NewTimer(patience)
 	defer timeout.Stop()
 	select {
 	case g := <-w.settled:
-		if g.err != nil {
-			return nil, g.err
-		}
-		return &Lease{instance: g.instance, Waited: time.Since(w.since), Cold: g.cold}, nil
+		g.waited = true
+		return g, g.err
 	case <-ctx.Done():
 		p.leave(w)
-		return nil, context.Cause(ctx)
+		return grant{}, context.Cause(ctx)
 	case <-timeout.C:
 		p.leave(w)
-		return nil, ErrTimeout
+		return grant{}, late
+	}
+}
+
+// patience is how long a request may wait for its slot, and what it is told when
+// it has waited in vain. While it is not known how long a start takes, or an image
+// has to be fetched, only the request's own time counts: the first request of a
+// slow app must not be refused because it is slow. The caller holds mu.
+// Source: Cloud Run: pending requests.
+func (p *Pool) patience(since time.Time) (time.Duration, error) {
+	patience, late := p.spec.Timeout-time.Since(since), ErrTimeout
+	mean := p.opts.Startups.Mean()
+	if mean == 0 || !p.rev.Pinned() {
+		return patience, late
+	}
+	if pending := max(pendingLeast, time.Duration(pendingStarts*float64(mean))); pending < patience {
+		return pending, &pendingError{after: pending, failure: p.failure}
+	}
+	return patience, late
+}
+
+// note accounts for the time up to now, before a request comes or goes; the first
+// after a pause tells how long that was. The caller holds mu.
+func (p *Pool) note(now time.Time) {
+	p.load.advance(now, p.inFlight, p.waiters.length)
+	if !p.restedAt.IsZero() {
+		p.opts.Rhythm.Note(now.Sub(p.restedAt))
+		p.restedAt = time.Time{}
 	}
 }
 
@@ -204,6 +317,7 @@ func (p *Pool) AcquireOn(ctx context.Context, instance string) (*Lease, error) {
 func (p *Pool) leave(w *waiter) {
 	p.mu.Lock()
 	if w.queued {
+		p.load.advance(time.Now(), p.inFlight, p.waiters.length)
 		p.waiters.remove(w)
 		p.settle()
 		p.mu.Unlock()
@@ -237,19 +351,18 @@ func (p *Pool) alive() int { return p.ready + p.starting + p.suspects }
 
 // take gives a free slot of the best instance to a request, or returns nil.
 // Requests are gathered on few instances up to target, so that the others can
-// go idle, and spread over all from there on; of several idle instances the one
-// used last is taken, whose caches are warm. The caller holds mu.
+// go idle and be frozen. Only when all that are awake have that many a frozen one is
+// thawed, and when there is none they are spread over all. Of several idle
+// instances the one used last is taken, whose caches are warm. The caller holds mu.
 func (p *Pool) take() *Instance {
-	i := p.below.head
-	if i == nil {
-		i = p.above.head
+	for _, list := range []*freeList{&p.below, &p.cold, &p.above} {
+		if i := list.head; i != nil {
+			p.free--
+			p.admit(i)
+			return i
+		}
 	}
-	if i == nil {
-		return nil
-	}
-	p.free--
-	p.admit(i)
-	return i
+	return nil
 }
 
 // preferred gives a free slot of one instance to a request, or returns nil. The
@@ -273,6 +386,11 @@ func (p *Pool) preferred(id string) *Instance {
 func (p *Pool) admit(i *Instance) {
 	i.inFlight++
 	p.inFlight++
+	if i.rest == asleep {
+		i.rest = waking
+		p.opts.Active()
+	}
+	i.due = time.Time{}
 	p.place(i)
 	if i.list == &p.above {
 		p.above.remove(i)
@@ -286,6 +404,8 @@ func (p *Pool) place(i *Instance) {
 	var want *freeList
 	switch {
 	case i.state != Ready || i.inFlight >= p.spec.Concurrency:
+	case i.rest == asleep:
+		want = &p.cold
 	case i.inFlight < p.target:
 		want = &p.below
 	default:
@@ -304,8 +424,11 @@ func (p *Pool) place(i *Instance) {
 
 // release takes one request out of i and hands the slot to the oldest waiter.
 func (p *Pool) release(i *Instance) {
+	now := time.Now()
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.load.advance(now, p.inFlight, p.waiters.length)
+	p.load.finish()
 	i.inFlight--
 	p.inFlight--
 	if i.state == Ready {
@@ -313,8 +436,11 @@ func (p *Pool) release(i *Instance) {
 		p.place(i)
 		p.handOver(false)
 		if i.inFlight == 0 {
-			p.startIdling(i)
+			p.startIdling(i, now)
 		}
+	}
+	if p.inFlight == 0 && p.waiters.length == 0 {
+		p.restedAt = now
 	}
 	p.settle()
 }
@@ -326,7 +452,7 @@ func (p *Pool) handOver(cold bool) {
 		if i == nil {
 			return
 		}
-		p.waiters.pop().settled <- grant{instance: i, cold: cold}
+		p.waiters.pop().settled <- grant{instance: i, cold: cold, frozen: i.rest != awake}
 	}
 }
 
@@ -344,13 +470,40 @@ func (p *Pool) Wake() {
 	p.scale()
 }
 
+// Bound sets how many instances there are to be of what is the service's own,
+// besides the revision's: at least min, and at most max unless that is 0; below 0
+// it means none.
+func (p *Pool) Bound(min, max int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.min, p.max = min, max
+	p.scale()
+}
+
+// lookAhead asks from time to time, as long as requests come, whether their number
+// wants more instances. The caller holds mu.
+func (p *Pool) lookAhead(now time.Time) {
+	if now.Sub(p.asked) >= lookEvery {
+		p.asked = now
+		p.scale()
+	}
+}
+
 // scale starts the instances that Decide wants; only one at a time while the
 // last start failed. The caller holds mu.
 func (p *Pool) scale() {
 	if p.detached || p.phase != open {
 		return
 	}
-	n := p.opts.Decide(p.snapshot())
+	d := p.opts.Decide(p.snapshot())
+	if d.Again > 0 {
+		p.again = reset(p.again, d.Again, p.Wake)
+	}
+	p.start(d.Start, d.Reason)
+}
+
+// start starts n instances, as far as failures allow. The caller holds mu.
+func (p *Pool) start(n int, reason string) {
 	if p.failure != nil || p.outages > 0 {
 		n = min(n, 1-p.starting)
 	}
@@ -358,40 +511,64 @@ func (p *Pool) scale() {
 		return
 	}
 	if wait := time.Until(p.retryAt); wait > 0 {
-		p.retryIn(wait)
+		p.retry = reset(p.retry, wait, p.Wake)
 		return
 	}
 	for range n {
-		i := p.add(instanceID(p.rev.Name), false)
-		p.wg.Go(func() { p.run(i, nil, "demand") })
+		p.startOne(reason)
 	}
 }
 
-func (p *Pool) retryIn(wait time.Duration) {
-	if p.retry == nil {
-		p.retry = time.AfterFunc(wait, p.Wake)
-		return
+// startOne starts an instance, one that was prepared if there is one. The caller
+// holds mu.
+func (p *Pool) startOne(reason string) *Instance {
+	var i *Instance
+	if a := p.takePrepared(); a != nil {
+		i = p.add(a.ID(), reason)
+		i.ahead = a
+	} else {
+		i = p.add(instanceID(p.rev.Name), reason)
 	}
-	p.retry.Reset(wait)
+	p.wg.Go(func() { p.run(i, nil) })
+	return i
+}
+
+// reset lets f be called after d, by a timer that may be nil.
+func reset(t *time.Timer, d time.Duration, f func()) *time.Timer {
+	if t == nil {
+		return time.AfterFunc(d, f)
+	}
+	t.Reset(d)
+	return t
 }
 
 func (p *Pool) snapshot() Snapshot {
+	now := time.Now()
+	p.load.advance(now, p.inFlight, p.waiters.length)
 	s := Snapshot{
 		Waiting: p.waiters.length, InFlight: p.inFlight, Free: p.free,
 		Ready: p.ready, Starting: p.starting, Suspect: p.suspects,
-		Concurrency: p.spec.Concurrency, Min: p.spec.MinInstances, Max: p.spec.MaxInstances,
+		Concurrency: p.spec.Concurrency, Min: max(p.spec.MinInstances, p.min), Max: p.spec.MaxInstances,
+		Held: p.load.service(), Startup: p.opts.Startups.Mean(),
+		Load: [2]float64{p.load.short.mean(now), p.load.long.mean(now)}, CPU: p.cpu,
+	}
+	if w := p.waiters.head; w != nil {
+		s.Oldest = now.Sub(w.since)
+	}
+	if p.max != 0 && (s.Max == 0 || p.max < s.Max) {
+		s.Max = p.max
 	}
 	s.Min = max(s.Min, p.floor)
-	if s.Max > 0 {
-		s.Min = min(s.Min, s.Max)
+	if s.Max != 0 {
+		s.Min = max(0, min(s.Min, s.Max))
 	}
 	return s
 }
 
 // add makes an instance known. The caller holds mu.
-func (p *Pool) add(id string, adopted bool) *Instance {
+func (p *Pool) add(id, why string) *Instance {
 	now := time.Now()
-	i := &Instance{id: id, pool: p, state: Starting, since: now, born: now, adopted: adopted, stop: make(chan struct{})}
+	i := &Instance{id: id, pool: p, state: Starting, since: now, born: now, why: why, ice: make(chan struct{}, 1), stop: make(chan struct{})}
 	p.instances = append(p.instances, i)
 	p.starting++
 	return i
@@ -406,17 +583,18 @@ func (p *Pool) Adopt(h Handle) bool {
 	if p.detached || p.phase != open {
 		return false
 	}
-	i := p.add(h.ID(), true)
-	p.wg.Go(func() { p.run(i, h, "adopted") })
+	i := p.add(h.ID(), "adopted")
+	i.adopted = true
+	p.wg.Go(func() { p.run(i, h) })
 	return true
 }
 
 // run is the life of an instance, from its start to when nothing of it is left.
-func (p *Pool) run(i *Instance, h Handle, reason string) {
+func (p *Pool) run(i *Instance, h Handle) {
 	ctx, cancel := context.WithCancel(p.ctx)
 	defer cancel()
 	began := time.Now()
-	p.opts.Observe(p.event(i, h, Starting, reason))
+	p.opts.Observe(p.event(i, h, Starting, i.why))
 	h, phases, err := p.bringUp(ctx, i, h)
 	if err == nil {
 		err = p.becomeReady(i, h)
@@ -455,35 +633,66 @@ func (p *Pool) bringUp(ctx context.Context, i *Instance, h Handle) (Handle, map[
 		}
 	})
 	if h == nil && p.opts.Prepare != nil {
-		if err := p.opts.Prepare(ctx); err != nil {
+		if err := p.opts.Prepare(ctx, i.id); err != nil {
+			p.discard(i.ahead)
 			return nil, nil, err
 		}
 	}
+	began := time.Now()
 	limit := p.spec.Startup.Delay + p.spec.Startup.Total + startAllowance
 	ctx, stop := context.WithTimeoutCause(ctx, limit, fmt.Errorf("%w: not started within %s", errNotReady, limit))
 	defer stop()
 	var mu sync.Mutex // guards phases: a runtime may report from several goroutines
 	phases := make(map[string]time.Duration)
+	observe := func(phase string, took time.Duration) {
+		mu.Lock()
+		defer mu.Unlock()
+		phases[phase] += took
+	}
 	if h == nil {
 		var err error
-		h, err = p.opts.Start(ctx, StartSpec{ID: i.id, Revision: p.rev, Observe: func(phase string, took time.Duration) {
-			mu.Lock()
-			defer mu.Unlock()
-			phases[phase] += took
-		}})
-		if err != nil {
+		if h, err = p.launch(ctx, i, observe); err != nil {
 			if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
 				err = context.Cause(ctx) // says more
 			}
 			return nil, nil, err
 		}
 	}
-	began := time.Now()
-	err := p.opts.Probe(ctx, h)
+	probing := time.Now()
+	err := p.rouse(ctx, i, h)
+	if err == nil {
+		err = p.opts.Probe(ctx, h)
+	}
 	mu.Lock()
 	defer mu.Unlock()
-	phases["probe"] = time.Since(began)
+	phases["probe"] = time.Since(probing)
+	if err == nil && !i.adopted {
+		p.opts.Startups.add(time.Since(began) - phases[PhaseTurn])
+	}
 	return h, phases, err
+}
+
+// launch starts the process of i: what was prepared for it, if that still can be.
+func (p *Pool) launch(ctx context.Context, i *Instance, observe func(string, time.Duration)) (Handle, error) {
+	if i.ahead != nil {
+		if h, err := i.ahead.Start(ctx, observe); err == nil || ctx.Err() != nil {
+			return h, err
+		}
+	}
+	return p.opts.Start(ctx, StartSpec{ID: i.id, Revision: p.rev, Observe: observe})
+}
+
+// rouse thaws an instance that an earlier process may have left frozen: it could
+// not answer a probe.
+func (p *Pool) rouse(ctx context.Context, i *Instance, h Handle) error {
+	f, can := h.(Freezer)
+	if !can || !i.adopted {
+		return nil
+	}
+	if err := f.Thaw(ctx); err != nil {
+		return fmt.Errorf("thawing instance %s: %w", i.id, err)
+	}
+	return nil
 }
 
 var errUnwanted = errors.New("the instance is no longer wanted")
@@ -500,10 +709,14 @@ func (p *Pool) becomeReady(i *Instance, h Handle) error {
 	p.proven = true
 	p.failure, p.retryAt = nil, time.Time{}
 	p.outages, p.outageSince = 0, time.Time{}
+	p.opts.Active()
+	if p.opts.Short != nil && p.wantsPrepared() {
+		p.opts.Short()
+	}
 	p.answerAwaits(nil)
 	p.handOver(true)
 	if i.inFlight == 0 {
-		p.startIdling(i)
+		p.startIdling(i, i.since)
 	}
 	p.scale() // what was held back while starts failed
 	p.settle()
@@ -527,6 +740,7 @@ func (p *Pool) setState(i *Instance, s State) {
 	case Ready:
 		p.ready--
 		p.free -= p.spec.Concurrency - i.inFlight
+		p.wakeUp(i) // whoever stops it sees to that
 	case Suspect:
 		p.suspects--
 	default: // counted nowhere
@@ -603,6 +817,9 @@ func (p *Pool) countFailure(f *StartError, i *Instance) {
 		if now.Sub(p.outageSince) < outagePatience {
 			return
 		}
+	} else if errors.Is(f.Err, ErrNoRoom) {
+		f.Reason = "ResourcesUnavailable"
+		p.retryAt = now.Add(failureBackoffMin)
 	} else {
 		p.outages = 0
 		if !same {
@@ -739,44 +956,6 @@ func (p *Pool) event(i *Instance, h Handle, s State, reason string) Event {
 	return e
 }
 
-// startIdling notes that i has nothing to do, and sees to it that this is
-// looked at when it may have lasted long enough. A timer that runs is left
-// alone: that costs nothing per request. The caller holds mu.
-func (p *Pool) startIdling(i *Instance) {
-	i.idleAt = time.Now()
-	if i.idleSet || p.detached {
-		return
-	}
-	i.idleSet = true
-	if i.idle == nil {
-		i.idle = time.AfterFunc(p.spec.IdleTimeout, func() { p.idled(i) })
-		return
-	}
-	i.idle.Reset(p.spec.IdleTimeout)
-}
-
-// idled stops an instance that has been idle for the whole idle timeout. The
-// same lock admits requests, so none can be on its way to it.
-func (p *Pool) idled(i *Instance) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	i.idleSet = false
-	if i.state != Ready || i.inFlight > 0 || p.detached {
-		return
-	}
-	left := p.spec.IdleTimeout - time.Since(i.idleAt)
-	if left <= 0 && p.ready+p.starting <= p.snapshot().Min {
-		left = p.spec.IdleTimeout
-	}
-	if left > 0 {
-		i.idleSet = true
-		i.idle.Reset(left)
-		return
-	}
-	p.setState(i, Draining)
-	p.askToStop(i, "idle")
-}
-
 // askToStop tells the instance's goroutine to stop it. The caller holds mu.
 func (p *Pool) askToStop(i *Instance, reason string) {
 	if !i.stopSent {
@@ -818,7 +997,7 @@ func (p *Pool) suspect(i *Instance) {
 		p.makeReady(i)
 		p.handOver(false)
 		if i.inFlight == 0 {
-			p.startIdling(i)
+			p.startIdling(i, i.since)
 		}
 		p.settle()
 	})
@@ -939,6 +1118,7 @@ func (p *Pool) settle() {
 	if p.phase == open || p.detached {
 		return
 	}
+	p.dropPrepared()
 	if p.ready == 0 {
 		p.failWaiters(ErrDraining)
 	}
@@ -958,11 +1138,7 @@ func (p *Pool) settle() {
 		case <-p.done:
 		default:
 			p.phase = closing
-			for _, t := range []*time.Timer{p.retry, p.deadline} {
-				if t != nil {
-					t.Stop()
-				}
-			}
+			p.stopTimers()
 			p.cancel()
 			close(p.done)
 		}
@@ -979,19 +1155,24 @@ func (p *Pool) Detach() {
 	}
 	p.failWaiters(ErrDraining)
 	p.answerAwaits(ErrDraining)
-	for _, t := range []*time.Timer{p.retry, p.deadline} {
-		if t != nil {
-			t.Stop()
-		}
-	}
+	p.stopTimers()
 	for _, i := range p.instances {
 		if i.idle != nil {
 			i.idle.Stop()
 		}
 	}
+	p.dropPrepared()
 	p.mu.Unlock()
 	p.cancel()
 	p.wg.Wait()
+}
+
+func (p *Pool) stopTimers() {
+	for _, t := range []*time.Timer{p.retry, p.again, p.due, p.deadline} {
+		if t != nil {
+			t.Stop()
+		}
+	}
 }
 
 // Wait returns when no goroutine of the pool runs, which is soon after Done.
@@ -1027,11 +1208,17 @@ func (p *Pool) Status() Status {
 	defer p.mu.Unlock()
 	s := Status{Waiting: p.waiters.length, InFlight: p.inFlight, Instances: make([]InstanceStatus, 0, len(p.instances))}
 	for _, i := range p.instances {
-		st := InstanceStatus{ID: i.id, State: i.state, Since: i.since, Born: i.born, InFlight: i.inFlight}
+		st := InstanceStatus{ID: i.id, State: i.state, Since: i.since, Born: i.born, InFlight: i.inFlight, Why: i.why, Usage: i.usage}
+		if i.state == Ready && i.rest == asleep {
+			st.State, st.Since = Frozen, i.idleAt.Add(freezeAfter)
+		}
 		if i.handle != nil {
 			st.PID, st.Address, st.Born = i.handle.PID(), i.handle.Address(), i.handle.Started()
 		}
 		s.Instances = append(s.Instances, st)
+	}
+	for _, a := range p.prepared {
+		s.Instances = append(s.Instances, InstanceStatus{ID: a.ID(), State: Warmed, Since: a.since, Born: a.since, Why: "kept prepared"})
 	}
 	return s
 }

@@ -27,6 +27,8 @@ type testPool struct {
 	t  testing.TB
 	rt *pooltest.Runtime
 
+	keep atomic.Int64 // what the load of late is said to need
+
 	mu     sync.Mutex
 	events []instancepool.Event
 }
@@ -44,15 +46,29 @@ func revision(concurrency int) *revisions.Revision {
 // must leave nothing behind.
 func start(t testing.TB, rev *revisions.Revision) *testPool {
 	t.Helper()
+	return startWith(t, rev, func(*instancepool.Options, *pooltest.Runtime) {})
+}
+
+// startWith is start with other options.
+func startWith(t testing.TB, rev *revisions.Revision, change func(*instancepool.Options, *pooltest.Runtime)) *testPool {
+	t.Helper()
 	p := &testPool{t: t, rt: pooltest.NewRuntime()}
-	p.Pool = instancepool.New(rev, instancepool.Options{
-		Start: p.rt.Start, Decide: asNeeded, Probe: p.rt.Probe,
+	rev.Pin(rev.Spec().Image, "sha256:0123")
+	opts := instancepool.Options{
+		Start: p.rt.Start, Probe: p.rt.Probe,
+		Decide: func(s instancepool.Snapshot) instancepool.Decision {
+			d := asNeeded(s)
+			d.Keep = int(p.keep.Load())
+			return d
+		},
 		Observe: func(e instancepool.Event) {
 			p.mu.Lock()
 			defer p.mu.Unlock()
 			p.events = append(p.events, e)
 		},
-	})
+	}
+	change(&opts, p.rt)
+	p.Pool = instancepool.New(rev, opts)
 	t.Cleanup(func() {
 		p.Drain(0)
 		p.Wait()
@@ -62,13 +78,13 @@ func start(t testing.TB, rev *revisions.Revision) *testPool {
 }
 
 // asNeeded starts instances for all that wait, and for the minimum.
-func asNeeded(s instancepool.Snapshot) int {
+func asNeeded(s instancepool.Snapshot) instancepool.Decision {
 	n := (s.Waiting - s.Free - s.Starting*s.Concurrency + s.Concurrency - 1) / s.Concurrency
 	n = max(n, s.Min-s.Ready-s.Starting)
 	if s.Max > 0 {
 		n = min(n, s.Max-s.Ready-s.Starting-s.Suspect)
 	}
-	return n
+	return instancepool.Decision{Start: n, Reason: "demand"}
 }
 
 // check fails the test when the pool's books are wrong.
@@ -389,7 +405,7 @@ func TestCancelInTheMomentOfTheGrant(t *testing.T) {
 func TestAWaiterHasTheRequestsTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rev := revision(1)
-		rev.Spec().MaxInstances, rev.Spec().Timeout = 1, 30*time.Second
+		rev.Spec().MaxInstances, rev.Spec().Timeout = 1, 8*time.Second
 		p := start(t, rev)
 		lease := p.need()
 		began := time.Now()
@@ -400,6 +416,42 @@ func TestAWaiterHasTheRequestsTimeout(t *testing.T) {
 		equal(t, "waiting", p.Status().Waiting, 0)
 		lease.Release()
 		p.need().Release()
+	})
+}
+
+// A request waits for an instance for ten seconds, or for as long as 3.5 of its
+// service's starts take.
+func TestARequestIsPendingForSoLong(t *testing.T) {
+	for startup, want := range map[time.Duration]time.Duration{
+		time.Second: 10 * time.Second, 4 * time.Second: 14 * time.Second,
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			rev := revision(1)
+			rev.Spec().MaxInstances = 1
+			p := start(t, rev)
+			p.rt.Plan(pooltest.Plan{StartTime: startup})
+			lease := p.need()
+			began := time.Now()
+			_, err := p.Acquire(t.Context())
+			if !errors.Is(err, instancepool.ErrNoInstance) || !strings.Contains(err.Error(), want.String()) {
+				t.Fatalf("got %v", err)
+			}
+			equal(t, "after", time.Since(began), want)
+			equal(t, "waiting", p.Status().Waiting, 0)
+			lease.Release()
+			p.need().Release()
+		})
+	}
+}
+
+// The first start of a slow app may take as long as its probe lets it.
+func TestTheFirstRequestOfASlowApp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := start(t, revision(1))
+		p.rt.Plan(pooltest.Plan{ReadyAfter: 3 * time.Minute})
+		lease := p.need()
+		equal(t, "waited", lease.Waited, 3*time.Minute)
+		lease.Release()
 	})
 }
 
@@ -742,7 +794,7 @@ func TestACrashedInstanceIsReplaced(t *testing.T) {
 		lease := p.need()
 		waiter := p.ask(t.Context())
 		synctest.Wait()
-		time.Sleep(time.Minute)
+		time.Sleep(9 * time.Second)
 		p.instance(lease).Kill(139)
 		<-waiter.done
 		if waiter.err != nil {
@@ -955,14 +1007,14 @@ func TestDrain(t *testing.T) {
 			lease := p.need()
 			waiter := p.ask(t.Context())
 			synctest.Wait()
-			p.Drain(time.Minute)
+			p.Drain(9 * time.Second)
 			began := time.Now()
 			<-waiter.done
 			if !errors.Is(waiter.err, instancepool.ErrDraining) {
 				t.Fatalf("got %v", waiter.err)
 			}
 			<-p.Done()
-			equal(t, "ended after", time.Since(began), time.Minute)
+			equal(t, "ended after", time.Since(began), 9*time.Second)
 			p.stoppedOnce()
 			lease.Release()
 			p.check()
@@ -1418,3 +1470,10 @@ func BenchmarkAcquireRelease(b *testing.B) {
 }
 
 func seconds(n int) time.Duration { return time.Duration(n) * time.Second }
+
+// told are all events.
+func (p *testPool) told() []instancepool.Event {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.events)
+}

@@ -15,7 +15,9 @@ type waiter struct {
 // grant is what a waiter gets: an instance with a slot taken for it, or why not.
 type grant struct {
 	instance *Instance
-	cold     bool
+	cold     bool // it had to be started
+	frozen   bool // it has to be thawed
+	waited   bool // in the queue
 	err      error
 }
 

@@ -50,6 +50,9 @@ type StartSpec struct {
 	Observe func(phase string, took time.Duration)
 }
 
+// PhaseTurn is the phase of a start in which it waits for others to end.
+const PhaseTurn = "turn"
+
 // Handle is one running instance, as its runtime knows it. It is safe for
 // concurrent use.
 type Handle interface {
@@ -132,6 +135,9 @@ type Sizer interface {
 type Capacity struct {
 	// Memory is in bytes: the host's, or what a limit on this process leaves of it.
 	Memory int64
+	// Available is how much of Memory nobody uses now, in bytes; 0 when that is not
+	// known.
+	Available int64
 	// CPU is the number of processors.
 	CPU float64
 }

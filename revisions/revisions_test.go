@@ -90,7 +90,7 @@ func TestDefaults(t *testing.T) {
 	want := said{Name: "hello-00001", Service: "hello", Generation: 1, Spec: &Spec{
 		Image: "app", StartOrder: []string{"user-container"}, Port: Port{Number: 8080}, Concurrency: 80, Timeout: 5 * time.Minute, MaxInstances: 100, IdleTimeout: 15 * time.Minute, QueueDepth: 10_000,
 		Startup: Probe{Kind: ProbeTCP, Port: 8080, Attempt: time.Second, Total: 4 * time.Minute}, InitialScale: -1, ProgressDeadline: 10 * time.Minute,
-		Scaling: Scaling{Concurrency: 48, CPU: 0.6}, Throttled: true, Memory: 512 << 20, CPU: 1,
+		Scaling: Scaling{Concurrency: 48, CPU: 0.6}, Throttled: true, Prepared: -1, Memory: 512 << 20, CPU: 1,
 	}}
 	if diff := cmp.Diff(want, saidBy(rev), unforeseen); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -128,7 +128,7 @@ func TestEverythingSaid(t *testing.T) {
 			Kind: ProbeHTTP, Port: 9001, Path: "/up", Header: http.Header{"X-Probe": {"yes"}},
 			Delay: time.Second, Attempt: 2 * time.Second, Total: 12 * time.Second,
 		},
-		Scaling: Scaling{Concurrency: 4.8, CPU: 0.6}, Throttled: true, Memory: 1 << 30, CPU: 1.5,
+		Scaling: Scaling{Concurrency: 4.8, CPU: 0.6}, Throttled: true, Prepared: -1, Memory: 1 << 30, CPU: 1.5,
 	}}
 	if diff := cmp.Diff(want, saidBy(rev), unforeseen); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

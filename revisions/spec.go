@@ -38,7 +38,8 @@ type Spec struct {
 	// Throttled gives an instance CPU only while it has requests (Cloud Run:
 	// request-based billing).
 	Throttled bool
-	// Prepared is how many instances are kept made but not started.
+	// Prepared is how many instances are kept made but not started; -1 when nothing
+	// is said of it.
 	Prepared int
 	// Memory is the limit of an instance, all of its containers together, in bytes.
 	Memory int64
@@ -103,7 +104,7 @@ func newSpec(template servingv1.RevisionTemplateSpec) (*Spec, error) {
 	s.IdleTimeout = a.duration(DefaultIdleTimeout, IdleTimeoutAnnotation)
 	s.Affinity = a.boolean(false, AffinityAnnotation)
 	s.Throttled = a.boolean(true, ThrottlingAnnotation)
-	s.Prepared = a.integer(0, MaxPrepared, 0, PreparedAnnotation)
+	s.Prepared = a.integer(0, MaxPrepared, -1, PreparedAnnotation)
 	s.Memory, s.CPU = limits(template.Spec.Containers)
 	s.readScaling(&a)
 	s.Startup = startupProbe(c, s.Port)

@@ -1,19 +1,126 @@
 package scaler
 
-import "github.com/fairway-run/fairway/instancepool"
+import (
+	"math"
+	"time"
 
-// decide returns how many instances to start now: as many as the waiting
-// requests need beyond the slots that are free or on their way, and as many as
-// the minimum lacks, never more than the maximum allows.
-func decide(s instancepool.Snapshot) int {
-	missing := s.Waiting - s.Free - s.Starting*s.Concurrency
-	n := 0
-	if missing > 0 {
-		n = (missing + s.Concurrency - 1) / s.Concurrency
+	"github.com/fairway-run/fairway/instancepool"
+	"github.com/fairway-run/fairway/revisions"
+)
+
+// leastDoubt is how long the first in the queue must have waited for the mean time
+// of a request to be in doubt.
+const leastDoubt = 10 * time.Millisecond
+
+// The reasons of a start.
+const (
+	whyWaiting = "requests waited"
+	whyMinimum = "the minimum"
+	whyTarget  = "the load is above the scaling target"
+)
+
+// decide returns what to do about the number of instances: parallel is how many
+// start at the same time. Started are as many as make waiting requests wait less,
+// as the minimum lacks, and as the load wants that there be slots in reserve; never
+// more than the maximum allows.
+func decide(s instancepool.Snapshot, spec *revisions.Spec, parallel int) instancepool.Decision {
+	d := instancepool.Decision{Keep: keep(s, spec)}
+	alive := s.Ready + s.Starting + s.Suspect // a suspect may come back
+	want := func(n int, why string) {
+		if n > d.Start {
+			d.Start, d.Reason = n, why
+		}
 	}
-	n = max(n, s.Min-s.Ready-s.Starting)
-	if s.Max > 0 {
-		n = min(n, s.Max-s.Ready-s.Starting-s.Suspect) // a suspect may come back
+	n, again := forWaiting(s, parallel)
+	if n > 0 && alive == 0 {
+		n = max(n, spec.Scaling.Activation)
 	}
-	return max(n, 0)
+	want(n, whyWaiting)
+	d.Again = again
+	want(s.Min-s.Ready-s.Starting, whyMinimum)
+	want(ahead(s, spec)-alive, whyTarget)
+	if s.Max != 0 && d.Start > s.Max-alive {
+		d.Start, d.Again = max(0, s.Max-alive), 0 // there is nothing to ask again
+	}
+	return d
 }
+
+// forWaiting returns how many instances make those wait less who are in the queue.
+// An instance that would be ready only when all of them have got a slot that
+// others have left would come too late. again is when that is to be looked at
+// again, as it relies on the mean time of a request.
+func forWaiting(s instancepool.Snapshot, parallel int) (n int, again time.Duration) {
+	missing := s.Waiting - s.Free - s.Starting*s.Concurrency
+	if missing <= 0 {
+		return 0, 0
+	}
+	all := ceil(float64(missing) / float64(s.Concurrency))
+	if s.Held <= 0 || s.Startup <= 0 {
+		return all, 0
+	}
+	// The queue's own wait tells when the requests of now are not like the mean: then
+	// more are started, as many as there are at most at a time.
+	if s.InFlight > 0 {
+		expected := time.Duration(float64(s.Waiting) * float64(s.Held) / float64(s.InFlight))
+		doubt := min(max(2*expected, leastDoubt), s.Startup)
+		if s.Oldest >= doubt {
+			return min(all, max(0, max(1, s.Ready)-s.Starting)), s.Startup
+		}
+		again = doubt - s.Oldest
+	}
+	held, turn := s.Held.Seconds(), s.Startup.Seconds()
+	perSecond := float64(s.InFlight) / held
+	// Those that start already are taken to be half done.
+	slots, since := float64(s.Starting*s.Concurrency), turn/2
+	for at := turn; n < all; at += turn {
+		served := float64(s.Free) + perSecond*at + slots
+		if slots > 0 {
+			served += slots * (at - since) / held
+		}
+		left := float64(s.Waiting) - served
+		if left <= 0 {
+			break
+		}
+		more := min(parallel, ceil(left/float64(s.Concurrency)), all-n)
+		n += more
+		// What has been ready for longer has served more: the sum of the slots keeps
+		// the mean time since when.
+		added := float64(more * s.Concurrency)
+		since = (since*slots + at*added) / (slots + added)
+		slots += added
+	}
+	return n, again
+}
+
+// ahead is how many instances there should be for the load to be within the
+// targets: that of the last minute, unless less than that is going on now.
+// Source: Cloud Run: about instance autoscaling.
+func ahead(s instancepool.Snapshot, spec *revisions.Spec) int {
+	now := float64(s.InFlight + s.Waiting)
+	if now == 0 {
+		return 0
+	}
+	n := 0
+	if t := spec.Scaling.Concurrency; t > 0 {
+		n = ceil(min(s.Load[0], now) / t)
+	}
+	if t := spec.Scaling.CPU; t > 0 && spec.CPU > 0 {
+		n = max(n, ceil(s.CPU/(t*spec.CPU)))
+	}
+	return n
+}
+
+// keep is how many instances the load of late needs on the average.
+func keep(s instancepool.Snapshot, spec *revisions.Spec) int {
+	load := s.Load[0]
+	if spec.Scaling.Window > 2*time.Minute {
+		load = max(load, s.Load[1])
+	}
+	per := spec.Scaling.Concurrency
+	if per == 0 {
+		per = float64(spec.Concurrency)
+	}
+	return max(s.Min, ceil(load/per))
+}
+
+func ceil(x float64) int { return int(math.Ceil(x - 1e-9)) }

@@ -44,6 +44,8 @@ var (
 	ErrRemoved = errors.New("the service was removed")
 	// ErrNotReady means that no revision of the service has been ready yet.
 	ErrNotReady = errors.New("no revision of the service is ready yet")
+	// ErrDisabled means that the service is scaled to no instance by hand.
+	ErrDisabled = errors.New("the service is scaled to zero instances by hand")
 )
 
 // Request says what a request is for.
@@ -92,8 +94,15 @@ type Options struct {
 	// StopGrace is the time from SIGTERM to SIGKILL. Default: 10 s.
 	StopGrace time.Duration
 
-	// probe stands in for the startup probe in tests.
-	probe func(context.Context, instancepool.Handle) error
+	// Memory is what all instances together may hold, in bytes; below 0 as much as
+	// they want. Default: nine tenths of what the engine says the host has.
+	Memory int64
+	// Prepared is how many instances are prepared of a revision that says nothing
+	// of it. Default: none.
+	Prepared int
+	// Probe returns nil once an instance may get requests. Default: what the
+	// revision's startup probe says, over the network.
+	Probe func(context.Context, instancepool.Handle) error
 }
 
 // Scaler is the engine of one host: the services that are wanted and the pools
@@ -107,6 +116,10 @@ type Scaler struct {
 	// revision is pinned to it, and for writing while images are removed.
 	resolving sync.RWMutex
 	prunable  chan struct{} // revisions are gone, and their images may be too
+	budget    *budget
+	short     chan struct{} // fewer instances are prepared than are to be
+	stirred   chan struct{} // something is in active
+	active    sync.Map      // *instancepool.Pool → true: what it uses may change
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -159,9 +172,11 @@ func New(opts Options) *Scaler {
 		opts:   opts,
 		starts: semaphore.NewWeighted(int64(opts.StartLimit)),
 		loaded: make(chan struct{}), prunable: make(chan struct{}, 1),
+		short: make(chan struct{}, 1), stirred: make(chan struct{}, 1),
 		found: make(map[string][]instancepool.Handle),
 		own:   make(map[string]bool),
 	}
+	s.budget = newBudget(opts.Memory, opts.Runtime, s.makeRoom)
 	opts.Registry.Changed = s.follow
 	opts.Registry.Removed = func(string) { s.pruneSoon() }
 	opts.Registry.Created = func(rev *revisions.Revision) {
@@ -181,6 +196,8 @@ func (s *Scaler) Start() {
 	s.start.Do(func() {
 		s.wg.Go(s.load)
 		s.wg.Go(s.pruneLoop)
+		s.wg.Go(s.measureLoop)
+		s.wg.Go(s.prepareLoop)
 	})
 }
 
@@ -482,6 +499,9 @@ func (s *Scaler) Acquire(ctx context.Context, r Request) (*instancepool.Lease, e
 			continue
 		}
 		routes := svc.route.Load()
+		if routes != nil && routes.disabled {
+			return nil, fmt.Errorf("%w: %s", ErrDisabled, r.Service)
+		}
 		if routes == nil {
 			if s.lookup(r.Service) == svc { // just made
 				runtime.Gosched()
@@ -537,16 +557,49 @@ func (s *Scaler) awaitLoaded(ctx context.Context, name string) error {
 	return nil
 }
 
-// Pool settings common to all pools.
-func (s *Scaler) newPool(rev *revisions.Revision, observe func(instancepool.Event)) *instancepool.Pool {
-	return instancepool.New(rev, instancepool.Options{
-		Prepare:   func(ctx context.Context) error { return s.resolve(ctx, rev) },
-		Start:     s.startInstance,
-		Decide:    decide,
-		Observe:   observe,
-		Probe:     s.opts.probe,
+// newPool makes a pool of a service's revision.
+func (s *Scaler) newPool(v *service, rev *revisions.Revision, observe func(instancepool.Event)) *instancepool.Pool {
+	spec := rev.Spec()
+	opts := instancepool.Options{
+		Prepare: func(ctx context.Context, id string) error {
+			if err := s.resolve(ctx, rev); err != nil {
+				return err
+			}
+			return s.budget.take(ctx, id, spec.Memory)
+		},
+		Start:  s.startInstance,
+		Decide: func(sn instancepool.Snapshot) instancepool.Decision { return decide(sn, spec, s.opts.StartLimit) },
+		Observe: func(e instancepool.Event) {
+			s.budget.follow(e, spec.Memory)
+			observe(e)
+		},
+		Probe:     s.opts.Probe,
 		StopGrace: s.opts.StopGrace,
-	})
+		Startups:  &v.startups,
+		Rhythm:    &v.rhythm,
+		Prepared:  s.opts.Prepared,
+		Short:     s.prepareSoon,
+	}
+	if spec.Prepared >= 0 {
+		opts.Prepared = spec.Prepared
+	}
+	if engine, ok := s.opts.Runtime.(instancepool.Preparer); ok {
+		opts.Ahead = func(ctx context.Context, spec instancepool.StartSpec) (instancepool.Prepared, error) {
+			if !s.budget.spare(spec.ID) {
+				return nil, instancepool.ErrNoRoom
+			}
+			s.claim(spec.ID)
+			a, err := engine.Prepare(ctx, spec)
+			if err != nil {
+				s.budget.drop(spec.ID)
+			}
+			return a, err
+		}
+	}
+	var pool *instancepool.Pool
+	opts.Active = func() { s.stir(pool) }
+	pool = instancepool.New(rev, opts)
+	return pool
 }
 
 func (s *Scaler) startInstance(ctx context.Context, spec instancepool.StartSpec) (instancepool.Handle, error) {
@@ -558,14 +611,19 @@ func (s *Scaler) startInstance(ctx context.Context, spec instancepool.StartSpec)
 	defer pass()
 	defer time.AfterFunc(startTurn, pass).Stop()
 	if spec.Observe != nil {
-		spec.Observe("turn", time.Since(began))
+		spec.Observe(instancepool.PhaseTurn, time.Since(began))
 	}
-	s.mu.Lock()
-	if s.own != nil {
-		s.own[spec.ID] = true
-	}
-	s.mu.Unlock()
+	s.claim(spec.ID)
 	return s.opts.Runtime.Start(ctx, spec)
+}
+
+// claim notes that an instance is this process's own.
+func (s *Scaler) claim(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.own != nil {
+		s.own[id] = true
+	}
 }
 
 // resolve pins the revision's images, pulling them where needed. However many ask,

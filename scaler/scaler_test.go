@@ -48,8 +48,9 @@ func TestDecide(t *testing.T) {
 		{"more waits than the minimum serves", instancepool.Snapshot{Concurrency: 1, Min: 2, Waiting: 5}, 5},
 		{"the minimum serves all that wait", instancepool.Snapshot{Concurrency: 80, Min: 2, Waiting: 5}, 2},
 	} {
-		if got := decide(test.s); got != test.want {
-			t.Errorf("%s: decide(%+v) = %d, want %d", test.name, test.s, got, test.want)
+		spec := &revisions.Spec{Concurrency: test.s.Concurrency, CPU: 1}
+		if got := decide(test.s, spec, 4); got.Start != test.want {
+			t.Errorf("%s: decide(%+v) = %+v, want %d", test.name, test.s, got, test.want)
 		}
 	}
 }
@@ -90,7 +91,7 @@ func (h *host) told(revision string) []string {
 func boot(t testing.TB, rt *pooltest.Runtime) *host {
 	t.Helper()
 	h := &host{t: t, rt: rt}
-	h.Scaler = New(Options{Runtime: rt, Observer: h, StartLimit: 4, probe: rt.Probe})
+	h.Scaler = New(Options{Runtime: rt, Observer: h, StartLimit: 4, Probe: rt.Probe})
 	t.Cleanup(func() {
 		if err := h.Close(context.Background(), Stop); err != nil {
 			t.Error(err)
@@ -117,6 +118,14 @@ func svc(t testing.TB, name string, settings ...string) *servingv1.Service {
 				t.Fatal(err)
 			}
 			v.Spec.Template.Spec.ContainerConcurrency = &n
+		case key == "timeout":
+			n, err := strconv.ParseInt(value, 10, 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			v.Spec.Template.Spec.TimeoutSeconds = &n
+		case strings.Contains(key, "/"):
+			annotations[key] = value
 		default:
 			annotations["autoscaling.knative.dev/"+key] = value
 		}
@@ -687,15 +696,16 @@ func TestAcquireFollowsTheRoute(t *testing.T) {
 func TestATimeoutIsFinal(t *testing.T) {
 	bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
 		h := boot(t, rt)
-		h.declare(1, svc(t, "hello", "concurrency=1", "max-scale=1"))
+		h.declare(1, svc(t, "hello", "concurrency=1", "max-scale=1", "timeout=8"))
 		busy := h.need("hello")
 		failed := make(chan error)
 		go func() {
 			_, err := h.Acquire(t.Context(), "hello")
 			failed <- err
 		}()
-		time.Sleep(time.Minute)
-		h.declare(2, svc(t, "hello", "app:2"))
+		time.Sleep(5 * time.Second)
+		rt.Plan(pooltest.Plan{ReadyAfter: 2 * time.Second})
+		h.declare(2, svc(t, "hello", "app:2", "timeout=60"))
 		if err := <-failed; !errors.Is(err, instancepool.ErrTimeout) {
 			t.Fatalf("got %v", err)
 		}

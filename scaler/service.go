@@ -36,6 +36,9 @@ type service struct {
 	// route is where new requests go; nil when nobody wants the service. It is
 	// stored under mu and loaded by each request without it.
 	route atomic.Pointer[table]
+	// startups and rhythm are learned over all revisions.
+	startups instancepool.Startups
+	rhythm   instancepool.Rhythm
 
 	mu       sync.Mutex // guards all below; may be held when a pool's lock is taken
 	deployed map[*revisions.Revision]*deployment
@@ -70,7 +73,7 @@ func (v *service) of(rev *revisions.Revision) *deployment {
 	d := v.deployed[rev]
 	if d == nil {
 		d = &deployment{rev: rev, since: time.Now()}
-		d.pool = v.s.newPool(rev, func(e instancepool.Event) { v.observe(d, e) })
+		d.pool = v.s.newPool(v, rev, func(e instancepool.Event) { v.observe(d, e) })
 		v.deployed[rev] = d
 	}
 	return d
@@ -106,6 +109,7 @@ func (v *service) sync(found []instancepool.Handle) {
 		}
 	}
 	v.reroute(st)
+	v.bound(st)
 	v.dropUnused(st, pending)
 	if v.step != nil {
 		v.step.Stop()
@@ -136,6 +140,7 @@ func (v *service) reroute(st *revisions.State) {
 		return
 	}
 	next := newTable(st.Targets, v.of)
+	next.disabled = disabled(st.Bounds())
 	v.route.Store(next)
 	for _, d := range next.pools {
 		d.warmed = false
@@ -158,6 +163,28 @@ func (v *service) reroute(st *revisions.State) {
 		d.pool.Wake()
 	}
 }
+
+// bound shares the service's bounds among the revisions that its requests go to.
+// The caller holds mu.
+// Source: Cloud Run: service-level minimum instances.
+func (v *service) bound(st *revisions.State) {
+	b, t := st.Bounds(), v.route.Load()
+	for _, d := range t.pools {
+		share := float64(t.percent(d)) / float64(max(t.total, 1))
+		low, high := ceil(float64(b.Min)*share), 0
+		switch {
+		case disabled(b):
+			low, high = 0, -1
+		case b.Max > 0 && share > 0:
+			high = max(1, ceil(float64(b.Max)*share))
+		case b.Max > 0: // reached by its tag only
+			high = b.Max
+		}
+		d.pool.Bound(low, high)
+	}
+}
+
+func disabled(b revisions.Bounds) bool { return b.Manual && b.Min == 0 }
 
 // warm reports whether all that the new targets send more requests to can take
 // them. What has been ready before but has too few instances for the load is
@@ -188,7 +215,7 @@ func (v *service) warm(st *revisions.State, old *table) bool {
 func readyInstances(d *deployment) int {
 	n := 0
 	for _, i := range d.pool.Status().Instances {
-		if i.State == instancepool.Ready {
+		if i.State == instancepool.Ready || i.State == instancepool.Frozen {
 			n++
 		}
 	}

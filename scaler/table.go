@@ -15,6 +15,8 @@ type table struct {
 	total  int     // of all shares; 100, unless a target is gone
 	tags   map[string]*instancepool.Pool
 	pools  []*deployment // each once
+	// disabled is set when no request is to be taken.
+	disabled bool
 }
 
 type share struct {

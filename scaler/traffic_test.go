@@ -219,6 +219,9 @@ func TestTags(t *testing.T) {
 	})
 }
 
+// noTarget is for tests that count instances: none is started ahead of need.
+const noTarget = revisions.ConcurrencyTargetAnnotation + "=disabled"
+
 // load holds n requests to hello until the returned function is called.
 func (h *host) load(n int) (release func()) {
 	h.t.Helper()
@@ -250,11 +253,11 @@ func TestRollbackUnderLoad(t *testing.T) {
 			bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
 				h := boot(t, rt)
 				synctest.Wait()
-				h.create("hello", "concurrency=10")
+				h.create("hello", "concurrency=10", noTarget)
 				h.deploy("hello", "app:2")
 				h.change("hello", func(svc *servingv1.Service) {
 					svc.Spec.Template.Spec.Containers[0].Image = "app:3"
-					svc.Spec.Template.Annotations = map[string]string{"autoscaling.knative.dev/max-scale": "2"}
+					svc.Spec.Template.Annotations = map[string]string{"autoscaling.knative.dev/max-scale": "2", revisions.ConcurrencyTargetAnnotation: "disabled"}
 				})
 				h.traffic(strings.Fields(test.before)...)
 				release := h.load(35)
@@ -280,7 +283,7 @@ func TestRollbackThatCannotStart(t *testing.T) {
 	bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
 		h := boot(t, rt)
 		synctest.Wait()
-		h.create("hello", "concurrency=10")
+		h.create("hello", "concurrency=10", noTarget)
 		h.deploy("hello", "app:2")
 		release := h.load(35)
 		rt.Plan(pooltest.Plan{StartErr: instancepool.ErrUnavailable})
@@ -297,7 +300,7 @@ func TestRollbackThatCannotStart(t *testing.T) {
 	bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
 		h := boot(t, rt)
 		synctest.Wait()
-		h.create("hello", "concurrency=10")
+		h.create("hello", "concurrency=10", noTarget)
 		h.deploy("hello", "app:2")
 		release := h.load(35)
 		var started atomic.Int64
@@ -515,7 +518,7 @@ func (d *disk) List(_ context.Context, prefix string, _ bool) ([]string, error) 
 func bootFrom(t testing.TB, rt *pooltest.Runtime, d *disk) *host {
 	t.Helper()
 	h := &host{t: t, rt: rt}
-	h.Scaler = New(Options{Runtime: rt, Observer: h, StartLimit: 4, probe: rt.Probe})
+	h.Scaler = New(Options{Runtime: rt, Observer: h, StartLimit: 4, Probe: rt.Probe})
 	if err := h.Registry().Open(t.Context(), d); err != nil {
 		t.Fatal(err)
 	}

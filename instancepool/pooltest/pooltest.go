@@ -43,13 +43,14 @@ type Plan struct {
 	StopTime time.Duration
 	// Log is what it has written.
 	Log string
-	// FreezeTime and ThawTime are what Freeze and Thaw take; ThawErr is what Thaw
-	// returns instead of thawing.
+	// FreezeTime and ThawTime are what Freeze and Thaw take; FreezeErr and ThawErr
+	// are what they return instead of doing it.
 	FreezeTime, ThawTime time.Duration
-	ThawErr              error
+	FreezeErr, ThawErr   error
 	// PreparedStart is what the start of an instance takes that was prepared, in
-	// StartTime.
+	// StartTime; PreparedErr is what it returns instead.
 	PreparedStart time.Duration
+	PreparedErr   error
 	// Usage is what the instance uses.
 	Usage instancepool.Usage
 }
@@ -268,6 +269,9 @@ func (p *prepared) Start(ctx context.Context, _ func(string, time.Duration)) (in
 	if err := wait(ctx, p.plan.PreparedStart); err != nil {
 		return nil, err
 	}
+	if p.plan.PreparedErr != nil {
+		return nil, p.plan.PreparedErr
+	}
 	return p.rt.make(p.spec.ID, p.spec.Revision, p.plan), nil
 }
 
@@ -326,7 +330,7 @@ func (rt *Runtime) Probe(ctx context.Context, h instancepool.Handle) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	if i.unready() {
+	if i.unready() || i.Frozen() {
 		return ErrUnready
 	}
 	return nil
@@ -383,8 +387,12 @@ type freezing struct {
 
 // Freeze implements instancepool.Freezer.
 func (i *Instance) Freeze(ctx context.Context) error {
-	if err := wait(ctx, i.planned().FreezeTime); err != nil {
+	plan := i.planned()
+	if err := wait(ctx, plan.FreezeTime); err != nil {
 		return err
+	}
+	if plan.FreezeErr != nil {
+		return plan.FreezeErr
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()

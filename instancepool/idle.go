@@ -1,0 +1,195 @@
+package instancepool
+
+import (
+	"fmt"
+	"time"
+)
+
+const (
+	// keepLeast is how long an instance is kept in any case, even when its next
+	// request is known to be far.
+	keepLeast = 10 * time.Second
+	// An instance that is started for an expected request is there so long before
+	// it, besides what a start takes, and stays so long after.
+	expectBefore = time.Second
+	expectAfter  = 2 * time.Second
+	// surplusEvery is how often it is looked at whether an idle instance has become
+	// one too many.
+	surplusEvery = 5 * time.Second
+	// lookEvery is how often it is asked whether the load wants more instances.
+	lookEvery = time.Second
+)
+
+// startIdling notes that i has nothing to do, and sees to it that this is
+// looked at when it may have lasted long enough. A timer that ends before is left
+// alone: that costs nothing per request. The caller holds mu.
+func (p *Pool) startIdling(i *Instance, now time.Time) {
+	i.idleAt = now
+	if p.detached {
+		return
+	}
+	after := p.lookAt(i, 0)
+	if p.freezes(i) {
+		after = min(after, freezeAfter)
+	}
+	if !i.idleSet || i.idleEnd.After(now.Add(after)) {
+		p.lookIn(i, now, after)
+	}
+}
+
+// lookIn has idled called. The caller holds mu.
+func (p *Pool) lookIn(i *Instance, now time.Time, after time.Duration) {
+	i.idleSet, i.idleEnd = true, now.Add(after)
+	if i.idle == nil {
+		i.idle = time.AfterFunc(after, func() { p.idled(i) })
+		return
+	}
+	i.idle.Reset(after)
+}
+
+// idled freezes an instance that has been idle for a moment, and stops one that
+// has been for long enough. The same lock admits requests, so none can be on its
+// way to it.
+func (p *Pool) idled(i *Instance) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	i.idleSet = false
+	if i.state != Ready || i.inFlight > 0 || p.detached {
+		return
+	}
+	idle := time.Since(i.idleAt)
+	stop, reason := p.tooLong(i, idle)
+	if stop {
+		p.setState(i, Draining)
+		p.askToStop(i, reason)
+		p.expect()
+		return
+	}
+	next := p.lookAt(i, idle)
+	if p.freezes(i) {
+		if idle >= freezeAfter {
+			p.layDown(i)
+		} else {
+			next = min(next, freezeAfter-idle)
+		}
+	}
+	p.lookIn(i, time.Now(), max(next, time.Millisecond))
+}
+
+// tooLong reports whether i, idle for so long, is to be stopped, and why. The
+// caller holds mu.
+func (p *Pool) tooLong(i *Instance, idle time.Duration) (stop bool, reason string) {
+	s := p.snapshot()
+	over := s.Max != 0 && p.ready > max(s.Max, 0)
+	switch {
+	case over:
+		return true, "there may be fewer"
+	case p.ready+p.starting <= s.Min:
+		return false, ""
+	case !i.due.IsZero():
+		return time.Until(i.due) <= 0, "the request that was expected has not come"
+	case idle >= p.spec.IdleTimeout:
+		return true, "idle"
+	case p.spec.Scaling.Window > 0 && idle >= p.spec.Scaling.Window && p.ready > max(1, p.opts.Decide(s).Keep):
+		return true, "the load of late needs fewer"
+	case idle >= keepLeast && p.ready+p.starting == 1:
+		rest, ok := p.opts.Rhythm.Next(idle)
+		if ok && rest.Sure() && p.startFor(rest) > 2*idle {
+			return true, fmt.Sprintf("no request is expected for %s", roughly(rest.From-idle))
+		}
+	}
+	return false, ""
+}
+
+// lookAt is after how long i, idle for so long, has to be looked at again. The
+// caller holds mu.
+func (p *Pool) lookAt(i *Instance, idle time.Duration) time.Duration {
+	next := p.spec.IdleTimeout
+	sooner := func(at time.Duration) {
+		if at > idle {
+			next = min(next, at)
+		}
+	}
+	if !i.due.IsZero() {
+		return max(time.Until(i.due), time.Millisecond)
+	}
+	sooner(keepLeast)
+	if w := p.spec.Scaling.Window; w > 0 {
+		sooner(w)
+		if idle >= w {
+			sooner(idle + surplusEvery)
+		}
+	}
+	if next <= idle { // it is one of the minimum
+		return p.spec.IdleTimeout
+	}
+	return next - idle
+}
+
+// expect sees to it that there is an instance again when the next request is
+// due, after the last one has been stopped. The caller holds mu.
+func (p *Pool) expect() {
+	if p.alive() > 0 || p.phase != open || p.restedAt.IsZero() {
+		return
+	}
+	rest, ok := p.opts.Rhythm.Next(time.Since(p.restedAt))
+	if !ok {
+		return
+	}
+	p.due = reset(p.due, time.Until(p.restedAt.Add(p.startFor(rest))), func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.detached || p.phase != open || p.alive() > 0 || p.restedAt.IsZero() || p.failure != nil || p.snapshot().Max < 0 {
+			return
+		}
+		i := p.startOne(fmt.Sprintf("a request is expected %s after the last, as %d times of %d", roughly(rest.From), rest.Seen, rest.Of))
+		i.due = p.restedAt.Add(rest.To + expectAfter)
+	})
+}
+
+// startFor is when an instance has to be started for a request that is expected,
+// counted from the one before. The caller holds mu.
+func (p *Pool) startFor(rest Rest) time.Duration {
+	return rest.From - expectBefore - 2*p.opts.Startups.Mean()
+}
+
+// roughly is a duration for people.
+func roughly(d time.Duration) time.Duration {
+	switch {
+	case d > 10*time.Hour:
+		return d.Round(time.Hour)
+	case d > 10*time.Minute:
+		return d.Round(time.Minute)
+	}
+	return d.Round(time.Second)
+}
+
+// Idle returns the instance that has been idle for longest and could be stopped
+// for the sake of others, and since when; ok is false when there is none.
+func (p *Pool) Idle() (id string, since time.Time, ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.detached || p.ready+p.starting <= p.snapshot().Min {
+		return "", time.Time{}, false
+	}
+	for _, i := range p.instances {
+		if i.state == Ready && i.inFlight == 0 && (!ok || i.idleAt.Before(since)) {
+			id, since, ok = i.id, i.idleAt, true
+		}
+	}
+	return id, since, ok
+}
+
+// Evict stops an instance, unless it is in use.
+func (p *Pool) Evict(id, reason string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, i := range p.instances {
+		if i.id == id && i.state == Ready && i.inFlight == 0 && !p.detached {
+			p.setState(i, Draining)
+			p.askToStop(i, reason)
+			return true
+		}
+	}
+	return false
+}

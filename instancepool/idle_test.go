@@ -1,0 +1,133 @@
+package instancepool_test
+
+import (
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/fairway-run/fairway/instancepool"
+	"github.com/fairway-run/fairway/instancepool/pooltest"
+)
+
+// Of instances that the load of late does not need, none is kept for longer than
+// the window; the last one is.
+func TestWindow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rev := throttled(1)
+		rev.Spec().Scaling.Window, rev.Spec().IdleTimeout = time.Minute, 90*time.Second
+		p := start(t, rev)
+		p.keep.Store(2)
+		var leases []*instancepool.Lease
+		for range 5 {
+			leases = append(leases, p.need())
+		}
+		for _, l := range leases {
+			l.Release()
+		}
+		running := func(want int) {
+			t.Helper()
+			synctest.Wait()
+			equal(t, "running", len(p.rt.Running()), want)
+		}
+		time.Sleep(59 * time.Second)
+		running(5)
+		time.Sleep(2 * time.Second)
+		running(2)
+		p.keep.Store(0) // the load is over
+		time.Sleep(10 * time.Second)
+		running(1)
+		time.Sleep(18 * time.Second)
+		running(1)
+		time.Sleep(2 * time.Second)
+		running(0)
+	})
+}
+
+// A service whose requests come every five minutes has its instance just before
+// each, and none in between.
+func TestAnExpectedRequestFindsAnInstance(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := start(t, throttled(1))
+		p.rt.Plan(pooltest.Plan{StartTime: time.Second})
+		cold := 0
+		var existed time.Duration
+		for beat := range 20 {
+			if beat == 10 {
+				cold = 0
+				existed, _ = p.lived()
+			}
+			lease := p.need()
+			if lease.Cold {
+				cold++
+			}
+			if beat > 10 && !strings.HasPrefix(p.Status().Instances[0].Why, "a request is expected 4m") {
+				t.Errorf("it is there because of %q", p.Status().Instances[0].Why)
+			}
+			time.Sleep(100 * time.Millisecond)
+			lease.Release()
+			time.Sleep(5*time.Minute - 100*time.Millisecond)
+		}
+		equal(t, "cold starts once the rhythm is known", cold, 0)
+		after, _ := p.lived()
+		if per := (after - existed) / 10; per > time.Minute {
+			t.Errorf("an instance existed for %s of every 5m", per)
+		}
+		// When nobody comes any more it is stopped, and does not come back.
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		equal(t, "running", len(p.rt.Running()), 0)
+		starts := p.rt.Attempts()
+		time.Sleep(24 * time.Hour)
+		equal(t, "starts for nobody", p.rt.Attempts()-starts, 0)
+	})
+}
+
+// lived is how long all instances existed, and how long they could run.
+func (p *testPool) lived() (existed, unfrozen time.Duration) {
+	for _, i := range p.rt.Instances() {
+		e, u := i.Lived()
+		existed, unfrozen = existed+e, unfrozen+u
+	}
+	return existed, unfrozen
+}
+
+// Without a rhythm, an instance is kept for its idle timeout.
+func TestAtRandom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := start(t, throttled(1))
+		for _, pause := range []time.Duration{time.Minute, 7 * time.Minute, 20 * time.Second, 3 * time.Minute, 12 * time.Minute, 40 * time.Second, 14 * time.Minute} {
+			p.need().Release()
+			time.Sleep(pause)
+		}
+		equal(t, "starts", p.rt.Attempts(), 1)
+	})
+}
+
+func TestBound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := start(t, throttled(1))
+		running := func(want int) {
+			t.Helper()
+			synctest.Wait()
+			equal(t, "running", len(p.rt.Running()), want)
+		}
+		p.Bound(2, 3)
+		running(2)
+		time.Sleep(time.Hour)
+		running(2)
+		calls := p.askTimes(5)
+		running(3)
+		for _, c := range calls {
+			<-c.done
+			c.lease.Release()
+			synctest.Wait()
+		}
+		p.Bound(1, 1)
+		time.Sleep(time.Hour)
+		running(1)
+		p.Bound(0, -1)
+		time.Sleep(time.Hour)
+		running(0)
+	})
+}

@@ -1,0 +1,67 @@
+package instancepool
+
+import (
+	"math"
+	"testing"
+	"time"
+)
+
+func TestLoad(t *testing.T) {
+	began := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	type change struct {
+		after             time.Duration
+		inFlight, waiting int // until then
+		done              int // requests that end then
+	}
+	for _, test := range []struct {
+		name        string
+		changes     []change
+		short, long float64
+		held        time.Duration
+	}{
+		{"nothing", nil, 0, 0, 0},
+		{"one request of two seconds, now", []change{{2 * time.Second, 1, 0, 1}}, 1, 0.2, 2 * time.Second},
+		{"ten for a minute", []change{{time.Minute, 10, 0, 30}}, 10, 10, 20 * time.Second},
+		{"those that wait count, and hold no slot", []change{{time.Minute, 2, 3, 10}}, 5, 5, 12 * time.Second},
+		{"of an hour only the last counts", []change{{time.Hour, 8, 0, 0}, {time.Minute, 2, 0, 0}}, 2, 7.4, 0},
+		{"a change within a part", []change{{500 * time.Millisecond, 4, 0, 0}, {59500 * time.Millisecond, 0, 0, 0}}, 2. / 60, 2. / 60, 0},
+		{"half a minute of nothing", []change{{30 * time.Second, 6, 0, 0}, {30 * time.Second, 0, 0, 0}}, 3, 3, 0},
+		{"two minutes of nothing", []change{{30 * time.Second, 6, 0, 0}, {2 * time.Minute, 0, 0, 0}}, 0, 1.2, 0},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			l, now := newLoad(began), began
+			for _, c := range test.changes {
+				now = now.Add(c.after)
+				l.advance(now, c.inFlight, c.waiting)
+				for range c.done {
+					l.finish()
+				}
+			}
+			short, long := l.short.mean(now), l.long.mean(now)
+			if math.Abs(short-test.short) > 0.2 || math.Abs(long-test.long) > 0.2 {
+				t.Errorf("means %.3f and %.3f, want %.3f and %.3f", short, long, test.short, test.long)
+			}
+			if held := l.service(); held != test.held {
+				t.Errorf("held %s, want %s", held, test.held)
+			}
+		})
+	}
+}
+
+// What was long ago fades from the mean time of a request.
+func TestHeldFollows(t *testing.T) {
+	now := time.Now()
+	l := newLoad(now)
+	for i := range 5000 {
+		took := time.Second
+		if i >= 4000 {
+			took = 100 * time.Millisecond
+		}
+		now = now.Add(took)
+		l.advance(now, 1, 0)
+		l.finish()
+	}
+	if held := l.service(); held < 100*time.Millisecond || held > 150*time.Millisecond {
+		t.Errorf("held %s after a thousand requests of 100ms", held)
+	}
+}

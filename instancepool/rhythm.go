@@ -1,0 +1,111 @@
+package instancepool
+
+import (
+	"math"
+	"sync"
+	"time"
+)
+
+const (
+	// A pause between two requests counts from restMin on: shorter ones say nothing
+	// about whether an instance is worth its keep.
+	restMin = 5 * time.Second
+	restMax = 8 * 24 * time.Hour
+	// restRatio is by how much the classes of pauses differ.
+	restRatio = 1.05
+	// restsKept is how many pauses count; older ones fade.
+	restsKept = 200
+	// A pause is expected when so many like it were seen, and they are at least this
+	// part of all that had lasted as long.
+	rhythmSeen  = 3
+	rhythmShare = 0.5
+)
+
+var restClasses = restClass(restMax) + 1
+
+// Rhythm learns how long the pauses between a service's requests are, as a
+// histogram, and from it when the next request is due. The zero value knows
+// nothing. It is safe for concurrent use.
+// Source: Shahrad et al., "Serverless in the Wild" (2020): hybrid histogram
+// policy.
+type Rhythm struct {
+	mu    sync.Mutex // guards all below
+	seen  []uint16   // pauses by class; nil while there were none
+	total int
+}
+
+// Rest is when a request is due, counted from the end of the one before.
+type Rest struct {
+	// From and To are where the pauses lie that are expected.
+	From, To time.Duration
+	// Seen is how many such there were, Of how many lasted at least as long as the
+	// present one has.
+	Seen, Of int
+}
+
+// Sure reports whether it has hardly ever been otherwise.
+func (r Rest) Sure() bool { return r.Seen*10 >= r.Of*9 }
+
+func restClass(d time.Duration) int {
+	return int(math.Log(float64(d)/float64(restMin)) / math.Log(restRatio))
+}
+
+func restAt(class int) time.Duration {
+	return time.Duration(float64(restMin) * math.Pow(restRatio, float64(class)))
+}
+
+// Note learns of a pause.
+func (r *Rhythm) Note(pause time.Duration) {
+	if pause < restMin || pause > restMax {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.seen == nil {
+		r.seen = make([]uint16, restClasses)
+	}
+	r.seen[restClass(pause)]++
+	if r.total++; r.total >= restsKept {
+		r.total = 0
+		for i := range r.seen {
+			r.seen[i] /= 2
+			r.total += int(r.seen[i])
+		}
+	}
+}
+
+// Next tells when the next request is due after a pause that has lasted so long
+// already, or false when nothing is known.
+func (r *Rhythm) Next(lasted time.Duration) (Rest, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.total < rhythmSeen {
+		return Rest{}, false
+	}
+	first := 0
+	if lasted > restMin {
+		first = restClass(lasted) + 1
+	}
+	var rest Rest
+	from, to, gap := -1, -1, 0
+	for class := first; class < len(r.seen); class++ {
+		n := int(r.seen[class])
+		rest.Of += n
+		switch {
+		case from >= 0 && gap > 1: // the next ones are of another kind
+		case n > 0:
+			if from < 0 {
+				from = class
+			}
+			to, gap = class, 0
+			rest.Seen += n
+		case from >= 0:
+			gap++
+		}
+	}
+	if rest.Seen < rhythmSeen || float64(rest.Seen) < rhythmShare*float64(rest.Of) {
+		return Rest{}, false
+	}
+	rest.From, rest.To = restAt(from), restAt(to+1)
+	return rest, true
+}

@@ -1,0 +1,75 @@
+package instancepool_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/fairway-run/fairway/instancepool"
+)
+
+func TestRhythm(t *testing.T) {
+	times := func(n int, d time.Duration) []time.Duration {
+		all := make([]time.Duration, n)
+		for i := range all {
+			all[i] = d
+		}
+		return all
+	}
+	join := func(all ...[]time.Duration) (joined []time.Duration) {
+		for _, some := range all {
+			joined = append(joined, some...)
+		}
+		return joined
+	}
+	day := join(times(50, 2*time.Minute), times(5, 14*time.Hour), times(3, 62*time.Hour))
+	for _, test := range []struct {
+		name   string
+		pauses []time.Duration
+		lasted time.Duration
+		due    time.Duration // 0: nothing is expected
+		sure   bool
+	}{
+		{"nothing is known", nil, 0, 0, false},
+		{"twice is not a rhythm", times(2, time.Minute), 0, 0, false},
+		{"a heartbeat", times(3, time.Minute), 0, time.Minute, true},
+		{"once an hour", times(5, time.Hour), 15 * time.Minute, time.Hour, true},
+		{"it is late already", times(5, time.Minute), 2 * time.Minute, 0, false},
+		{"once it was otherwise", join(times(9, time.Hour), times(1, 3*time.Hour)), 0, time.Hour, true},
+		{"often it is otherwise", join(times(6, time.Hour), times(4, 3*time.Hour)), 0, time.Hour, false},
+		{"at random", []time.Duration{6 * time.Second, 20 * time.Second, time.Minute, 3 * time.Minute, 10 * time.Minute, 30 * time.Minute, time.Hour}, 0, 0, false},
+		{"office hours: by day", day, 10 * time.Second, 2 * time.Minute, false},
+		{"office hours: in the evening", day, 15 * time.Minute, 14 * time.Hour, false},
+		{"office hours: at the weekend", day, 20 * time.Hour, 62 * time.Hour, true},
+		{"pauses that say nothing", times(100, time.Second), 0, 0, false},
+		{"pauses longer than anybody waits", times(100, 30*24*time.Hour), 0, 0, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			var r instancepool.Rhythm
+			for _, p := range test.pauses {
+				r.Note(p)
+			}
+			rest, ok := r.Next(test.lasted)
+			if ok != (test.due > 0) || ok && rest.Sure() != test.sure {
+				t.Fatalf("Next = %+v, %t", rest, ok)
+			}
+			if ok && (rest.From > test.due || rest.To < test.due || rest.To-rest.From > test.due/8) {
+				t.Errorf("due from %s to %s, want about %s", rest.From, rest.To, test.due)
+			}
+		})
+	}
+}
+
+// What was long ago fades: a service that changes its rhythm is believed.
+func TestRhythmChanges(t *testing.T) {
+	var r instancepool.Rhythm
+	for range 1000 {
+		r.Note(time.Hour)
+	}
+	for range 200 {
+		r.Note(10 * time.Minute)
+	}
+	rest, ok := r.Next(0)
+	if !ok || rest.From > 10*time.Minute || rest.To < 10*time.Minute {
+		t.Errorf("Next = %+v, %t", rest, ok)
+	}
+}

@@ -1,0 +1,184 @@
+package scaler
+
+import (
+	"context"
+	"time"
+
+	"github.com/fairway-run/fairway/instancepool"
+)
+
+const (
+	// measureEvery is how often it is read what instances use that have the CPU.
+	measureEvery = 5 * time.Second
+	// prepareTimeout bounds the preparation of one instance.
+	prepareTimeout = time.Minute
+	// quietEvery is how often it is looked at whether the host is quiet enough to
+	// prepare an instance; prepareRetry is the pause after one could not be.
+	quietEvery   = 100 * time.Millisecond
+	prepareRetry = 30 * time.Second
+)
+
+// stir has the instances of a pool measured from time to time, until none of them
+// has the CPU.
+func (s *Scaler) stir(p *instancepool.Pool) {
+	if _, known := s.active.LoadOrStore(p, true); known {
+		return
+	}
+	select {
+	case s.stirred <- struct{}{}:
+	default:
+	}
+}
+
+// measureLoop measures what instances use. While all of them are frozen, or there
+// are none, it does nothing.
+func (s *Scaler) measureLoop() {
+	tick := time.NewTicker(measureEvery)
+	defer tick.Stop()
+	for {
+		tick.Stop()
+		select {
+		case <-s.stirred:
+		case <-s.ctx.Done():
+			return
+		}
+		tick.Reset(measureEvery)
+		for busy := true; busy; {
+			select {
+			case <-tick.C:
+			case <-s.ctx.Done():
+				return
+			}
+			busy = s.measure()
+		}
+	}
+}
+
+// measure reports whether there is anything left to measure.
+func (s *Scaler) measure() bool {
+	busy := false
+	s.active.Range(func(key, _ any) bool {
+		p := key.(*instancepool.Pool)
+		s.active.Delete(p) // first: it may become active meanwhile
+		found, active := p.Measure()
+		for _, m := range found {
+			if m.Memory > 0 {
+				s.budget.set(m.ID, m.Memory)
+			}
+		}
+		if active {
+			s.active.Store(p, true)
+		}
+		busy = busy || active
+		return true
+	})
+	return busy
+}
+
+// pools calls f with each pool that has, or may have, instances, until it
+// returns false.
+func (s *Scaler) pools(f func(*instancepool.Pool) bool) {
+	each := func(v *service) bool {
+		v.mu.Lock()
+		all := make([]*instancepool.Pool, 0, len(v.deployed)+len(v.leaving))
+		for _, d := range v.deployed {
+			all = append(all, d.pool)
+		}
+		for _, d := range v.leaving {
+			all = append(all, d.pool)
+		}
+		v.mu.Unlock()
+		for _, p := range all {
+			if !f(p) {
+				return false
+			}
+		}
+		return true
+	}
+	s.services.Range(func(_, v any) bool { return each(v.(*service)) })
+}
+
+// makeRoom gives up what costs least: an instance that is only prepared, or else
+// the one, of all services, that has been idle for longest.
+func (s *Scaler) makeRoom() (id string, ok bool) {
+	s.pools(func(p *instancepool.Pool) bool {
+		id, ok = p.GiveUp()
+		return !ok
+	})
+	if ok {
+		return id, true
+	}
+	for {
+		var oldest time.Time
+		var of *instancepool.Pool
+		s.pools(func(p *instancepool.Pool) bool {
+			if i, since, ok := p.Idle(); ok && (of == nil || since.Before(oldest)) {
+				id, oldest, of = i, since, p
+			}
+			return true
+		})
+		if of == nil {
+			return "", false
+		}
+		if of.Evict(id, "its memory is needed") {
+			return id, true
+		}
+		// A request has come to it meanwhile.
+	}
+}
+
+// prepareSoon has instances prepared.
+func (s *Scaler) prepareSoon() {
+	select {
+	case s.short <- struct{}{}:
+	default:
+	}
+}
+
+// prepareLoop prepares instances, one at a time, while no other starts.
+func (s *Scaler) prepareLoop() {
+	for {
+		select {
+		case <-s.short:
+		case <-s.ctx.Done():
+			return
+		}
+		for pause := quietEvery; pause > 0; {
+			timer := time.NewTimer(pause)
+			select {
+			case <-timer.C:
+			case <-s.ctx.Done():
+				timer.Stop()
+				return
+			}
+			pause = s.prepareOne()
+		}
+	}
+}
+
+// prepareOne prepares an instance if one is wanted and the host is quiet. It
+// returns the pause before the next, or 0 when all are there.
+func (s *Scaler) prepareOne() (pause time.Duration) {
+	var short *instancepool.Pool
+	s.pools(func(p *instancepool.Pool) bool {
+		if p.WantsPrepared() {
+			short = p
+		}
+		return short == nil
+	})
+	if short == nil {
+		return 0
+	}
+	all := int64(s.opts.StartLimit)
+	if !s.starts.TryAcquire(all) {
+		return quietEvery
+	}
+	s.starts.Release(all - 1)
+	defer s.starts.Release(1)
+	ctx, cancel := context.WithTimeout(s.ctx, prepareTimeout)
+	defer cancel()
+	if err := short.Prepare(ctx); err != nil {
+		return prepareRetry
+	}
+	return time.Millisecond
+}

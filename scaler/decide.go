@@ -42,6 +42,9 @@ func decide(s instancepool.Snapshot, spec *revisions.Spec, parallel int) instanc
 	if s.Max != 0 && d.Start > s.Max-alive {
 		d.Start, d.Again = max(0, s.Max-alive), 0 // there is nothing to ask again
 	}
+	if d.Start == 0 {
+		d.Reason = ""
+	}
 	return d
 }
 

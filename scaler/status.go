@@ -116,3 +116,6 @@ func percentOf(state *revisions.State, rev *revisions.Revision) int {
 	}
 	return sum
 }
+
+// Budget tells how the host's memory is used.
+func (s *Scaler) Budget() BudgetStatus { return s.budget.status() }

@@ -1,0 +1,227 @@
+package scaler
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
+
+	"github.com/fairway-run/fairway/instancepool"
+	"github.com/fairway-run/fairway/instancepool/pooltest"
+)
+
+const (
+	mib = 1 << 20
+	// limit is the memory of an instance that says nothing of it.
+	limit = 512 * mib
+)
+
+// bootOn is boot on a host of that size, all of which is for instances.
+func bootOn(t testing.TB, rt *pooltest.Runtime, memory int64) *host {
+	t.Helper()
+	h := &host{t: t, rt: rt}
+	h.Scaler = New(Options{Runtime: rt, Observer: h, StartLimit: 4, Probe: rt.Probe, Memory: memory})
+	t.Cleanup(func() {
+		if err := h.Close(context.Background(), Stop); err != nil {
+			t.Error(err)
+		}
+	})
+	h.Start()
+	synctest.Wait()
+	return h
+}
+
+// F59: a start that does not fit stops the instance, of whatever service, that has
+// been idle for longest; never one in use, never one of a minimum.
+func TestAStartMakesRoom(t *testing.T) {
+	bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
+		h := bootOn(t, rt, 4*limit)
+		h.declare(1, svc(t, "kept", "min-scale=1"), svc(t, "old"), svc(t, "new"), svc(t, "used"), svc(t, "one"), svc(t, "more"))
+		used := h.need("used")
+		h.need("old").Release()
+		time.Sleep(time.Second)
+		h.need("new").Release()
+		time.Sleep(time.Second)
+		h.need("one").Release() // for which old goes
+		time.Sleep(time.Second)
+		synctest.Wait()
+		equal(t, "running", h.running(), map[string]int{"kept-00001": 1, "used-00001": 1, "new-00001": 1, "one-00001": 1})
+		h.need("more").Release()
+		synctest.Wait()
+		equal(t, "running", h.running(), map[string]int{"kept-00001": 1, "used-00001": 1, "one-00001": 1, "more-00001": 1})
+		equal(t, "evictions", h.Budget().Evictions, 2)
+		used.Release()
+	})
+}
+
+// Without anything that can go a start waits, and is told why in the end.
+func TestThereIsNoRoom(t *testing.T) {
+	bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
+		h := bootOn(t, rt, limit)
+		h.declare(1, svc(t, "first"), svc(t, "second"))
+		busy := h.need("first")
+		began := time.Now()
+		_, err := h.Acquire(t.Context(), "second")
+		if !errors.Is(err, instancepool.ErrNoRoom) || !strings.Contains(err.Error(), "512 MiB") {
+			t.Fatalf("got %v", err)
+		}
+		equal(t, "after", time.Since(began), roomPatience)
+		time.AfterFunc(5*time.Second, busy.Release)
+		time.Sleep(2 * time.Second) // the next start is tried soon, however often it failed
+		began = time.Now()
+		h.need("second").Release()
+		if took := time.Since(began); took > 5*time.Second {
+			t.Errorf("a start that waits for room took %s after there was some", took-3*time.Second)
+		}
+		synctest.Wait()
+		equal(t, "running", h.running(), map[string]int{"second-00001": 1})
+	})
+}
+
+func TestAnInstanceTooLargeForTheHost(t *testing.T) {
+	bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
+		h := bootOn(t, rt, limit-1)
+		h.declare(1, svc(t, "hello"))
+		began := time.Now()
+		if _, err := h.Acquire(t.Context(), "hello"); !errors.Is(err, instancepool.ErrNoRoom) {
+			t.Fatalf("got %v", err)
+		}
+		equal(t, "after", time.Since(began), time.Duration(0))
+	})
+}
+
+// Instances count with what they hold, once that is known.
+func TestInstancesCountWithWhatTheyHold(t *testing.T) {
+	bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
+		h := bootOn(t, rt, 3*limit)
+		rt.Plan(pooltest.Plan{Usage: instancepool.Usage{Memory: 30 * mib}})
+		for i := range 20 {
+			name := fmt.Sprint("app-", i)
+			h.declare(i, svc(t, name))
+			h.need(name).Release()
+			time.Sleep(2 * measureEvery)
+		}
+		equal(t, "running", len(h.running()), 20)
+		equal(t, "evictions", h.Budget().Evictions, 0)
+		equal(t, "used", h.Budget().Used, int64(20*30*mib))
+	})
+}
+
+// What others use of the host is not there for instances.
+func TestTheHostIsNotDrivenIntoOOM(t *testing.T) {
+	bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
+		rt.Size(instancepool.Capacity{Memory: 100 * limit, Available: limit / 2, CPU: 4})
+		h := bootOn(t, rt, 0)
+		equal(t, "total", h.Budget().Total, int64(90*limit))
+		h.declare(1, svc(t, "hello"))
+		time.AfterFunc(time.Second, func() { rt.Size(instancepool.Capacity{Memory: 100 * limit, Available: 2 * limit, CPU: 4}) })
+		began := time.Now()
+		h.need("hello").Release()
+		if took := time.Since(began); took < time.Second || took > 1200*time.Millisecond {
+			t.Errorf("it was started after %s", took)
+		}
+	})
+}
+
+// The budget's books are right whatever becomes of instances.
+func TestTheBudgetForgets(t *testing.T) {
+	bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
+		h := bootOn(t, rt, 10*limit)
+		h.declare(1, svc(t, "hello", "concurrency=1"))
+		rt.Leave("x", h.Registry().State("hello").Latest(), pooltest.Plan{})
+		l := h.need("hello")
+		rt.Instance(l.Instance().ID()).Kill(1) // crashes
+		l.Release()
+		synctest.Wait()
+		rt.Plan(pooltest.Plan{StartErr: errors.New("no")})
+		h.declare(2, svc(t, "hello", "app:2")) // fails
+		rt.Plan(pooltest.Plan{Unready: true})
+		h.declare(3, svc(t, "hello", "app:3")) // fails later
+		rt.Plan(pooltest.Plan{})
+		h.declare(4, svc(t, "hello", "app:4"))
+		h.need("hello").Release()
+		for owner := range 5 {
+			h.withdraw(owner)
+		}
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		equal(t, "used", h.Budget().Used, int64(0))
+		equal(t, "held", len(h.budget.held)+len(h.budget.leaving)+len(h.budget.queue), 0)
+	})
+}
+
+// Prepared instances are made when the host is quiet, and given up first.
+func TestPreparedInstances(t *testing.T) {
+	bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
+		h := bootOn(t, rt, 2*limit)
+		rt.Plan(pooltest.Plan{StartTime: 100 * time.Millisecond, PreparedStart: 15 * time.Millisecond})
+		h.declare(1, svc(t, "hello", "concurrency=1", "run.fairway/prepared=2", noTarget), svc(t, "other"))
+		first := h.need("hello")
+		equal(t, "prepared while it starts", rt.Prepared(), 0)
+		time.Sleep(5 * time.Second)
+		equal(t, "prepared", rt.Prepared(), 2)
+		equal(t, "used", h.Budget().Used, int64(limit+2*preparedMemory))
+		h.need("other").Release()
+		equal(t, "prepared, when memory is short", rt.Prepared(), 0)
+		first.Release()
+	})
+}
+
+func TestManualScaling(t *testing.T) {
+	bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
+		h := bootOn(t, rt, 0)
+		h.create("hello", "concurrency=1")
+		scale := func(settings map[string]string) {
+			h.change("hello", func(svc *servingv1.Service) { svc.Annotations = settings })
+		}
+		running := func(want int) {
+			t.Helper()
+			time.Sleep(20 * time.Minute)
+			synctest.Wait()
+			equal(t, "running", h.running()["hello-00001"], want)
+		}
+		running(0)
+		scale(map[string]string{"run.googleapis.com/scalingMode": "manual", "run.googleapis.com/manualInstanceCount": "3"})
+		running(3)
+		scale(map[string]string{"run.googleapis.com/scalingMode": "manual", "run.googleapis.com/manualInstanceCount": "0"})
+		running(0)
+		if _, err := h.Acquire(t.Context(), "hello"); !errors.Is(err, ErrDisabled) {
+			t.Errorf("got %v", err)
+		}
+		scale(map[string]string{"run.googleapis.com/minScale": "2", "run.googleapis.com/maxScale": "4"})
+		running(2)
+		var busy []*instancepool.Lease
+		for range 4 {
+			busy = append(busy, h.need("hello"))
+		}
+		if _, err := h.Acquire(t.Context(), "hello"); !errors.Is(err, instancepool.ErrNoInstance) {
+			t.Errorf("got %v", err)
+		}
+		for _, l := range busy {
+			l.Release()
+		}
+		scale(nil)
+		running(0)
+	})
+}
+
+// A service's minimum is shared by traffic.
+func TestTheMinimumIsShared(t *testing.T) {
+	bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
+		h := bootOn(t, rt, 0)
+		h.create("hello")
+		h.deploy("hello", "app:2")
+		h.change("hello", func(svc *servingv1.Service) {
+			svc.Annotations = map[string]string{"run.googleapis.com/minScale": "4"}
+		})
+		h.traffic("hello-00001=25", "hello-00002=75")
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		equal(t, "running", h.running(), map[string]int{"hello-00001": 1, "hello-00002": 3})
+	})
+}

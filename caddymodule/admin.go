@@ -20,6 +20,7 @@ func init() {
 // - `GET /fairway/services`: the services and their revisions; `?service=` asks
 // for one
 // - `GET /fairway/instances`: the instances; `?service=` asks for those of one
+// - `GET /fairway/host`: the memory that instances share
 // - `GET /fairway/problems`: files of services and records that cannot be read
 // - `/apis/serving.knative.dev/v1/…`: Knative Serving's own API, which makes and
 // changes services, and `/api/v1/…`, the little of Kubernetes that belongs to it
@@ -49,6 +50,7 @@ func (adminAPI) Routes() []caddy.AdminRoute {
 		{Pattern: "/openapi/", Handler: knative},
 		{Pattern: "/fairway/services", Handler: get(func(names []string) any { return serviceViews(names...) })},
 		{Pattern: "/fairway/instances", Handler: get(func(names []string) any { return instanceViews(names...) })},
+		{Pattern: "/fairway/host", Handler: get(func([]string) any { return hostViewNow() })},
 		{Pattern: "/fairway/problems", Handler: get(func([]string) any { return problemViews() })},
 	}
 }
@@ -163,7 +165,7 @@ func serviceViews(names ...string) []serviceView {
 		for _, r := range s.Revisions {
 			rv := revisionView{
 				Revision: r.Revision.Name, State: r.Role, Image: r.Revision.Spec().Image, Digest: r.Revision.Digest(),
-				Created: r.Revision.Created, Queue: r.Waiting, InFlight: r.InFlight, Instances: len(r.Instances),
+				Created: r.Revision.Created, Queue: r.Waiting, InFlight: r.InFlight, Instances: r.Made(),
 			}
 			if r.Pulling != nil {
 				rv.Pulling = &pullView{DoneBytes: r.Pulling.Done, TotalBytes: r.Pulling.Total}
@@ -173,6 +175,27 @@ func serviceViews(names ...string) []serviceView {
 		views = append(views, v)
 	}
 	return views
+}
+
+// hostView is the host in the admin API.
+type hostView struct {
+	// BudgetBytes is what all instances together may hold, 0 without a bound; of
+	// that UsedBytes is taken.
+	BudgetBytes int64 `json:"budget_bytes"`
+	UsedBytes   int64 `json:"used_bytes"`
+	// Evictions counts the instances that were stopped because others needed their
+	// memory, Waiting the starts that wait for some.
+	Evictions int `json:"evictions"`
+	Waiting   int `json:"waiting"`
+}
+
+func hostViewNow() hostView {
+	e := current.Load()
+	if e == nil {
+		return hostView{}
+	}
+	b := e.scaler.Budget()
+	return hostView{BudgetBytes: b.Total, UsedBytes: b.Used, Evictions: b.Evictions, Waiting: b.Waiting}
 }
 
 func problemViews() []problem {

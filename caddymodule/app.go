@@ -60,15 +60,26 @@ type App struct {
 	// A directory of Knative `service.yaml` files. What is in them is deployed
 	// within a second after a file was added or changed, and deleted with it.
 	ServicesDir string `json:"services_dir,omitempty"`
+	// What all instances together may hold: an amount such as `6GiB`, a part of the
+	// host's memory such as `75%`, or `off`. Default: `90%` of what the host has, or
+	// of what Caddy's own cgroup may have. A start that does not fit stops what has
+	// been idle for longest; if nothing can go it waits.
+	Memory string `json:"memory,omitempty"`
+	// How many instances are kept made but not started of a service that says nothing
+	// of it. Default: `0`.
+	Prepared int `json:"prepared,omitempty"`
 	// The one namespace that the Knative API has. Default: `default`.
 	Namespace string `json:"namespace,omitempty"`
 
-	log     *zap.Logger
-	engine  *engine
-	key     string
-	domain  revisions.Domain
-	storage certmagic.Storage
-	ready   chan struct{} // closed when the services are declared
+	log    *zap.Logger
+	engine *engine
+	key    string
+	domain revisions.Domain
+	// budget is Memory in bytes, or budgetPart of the host's.
+	budget     int64
+	budgetPart float64
+	storage    certmagic.Storage
+	ready      chan struct{} // closed when the services are declared
 
 	services []*servingv1.Service // made by Start
 
@@ -119,6 +130,12 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if a.domain, err = parseDomain(a.Domain); err != nil {
 		return err
 	}
+	if a.budget, a.budgetPart, err = parseBudget(a.Memory); err != nil {
+		return err
+	}
+	if a.Prepared < 0 || a.Prepared > revisions.MaxPrepared {
+		return fmt.Errorf("prepared %d is not from 0 to %d", a.Prepared, revisions.MaxPrepared)
+	}
 	switch a.OnExit {
 	case "":
 		a.OnExit = onExitKeep
@@ -154,6 +171,28 @@ func (a *App) Provision(ctx caddy.Context) error {
 		return fmt.Errorf("setting up the runtime: %w", err)
 	}
 	return nil
+}
+
+// parseBudget reads "6GiB", "75%" or "off", which is below zero.
+func parseBudget(text string) (bytes int64, part float64, err error) {
+	percent, isPart := strings.CutSuffix(text, "%")
+	switch {
+	case text == "":
+		return 0, 0, nil
+	case text == "off":
+		return -1, 0, nil
+	case isPart:
+		n, err := strconv.ParseFloat(percent, 64)
+		if err != nil || !(n > 0 && n <= 100) {
+			return 0, 0, fmt.Errorf("memory: %q is not a part from 0%% to 100%%", text)
+		}
+		return 0, n / 100, nil
+	}
+	q, err := parseQuantity(text)
+	if err != nil {
+		return 0, 0, fmt.Errorf("memory: %w, 75%% or off", err)
+	}
+	return q.Value(), 0, nil
 }
 
 // parseDomain reads "run.example.com" or "http://localhost:8080".

@@ -38,6 +38,8 @@ func init() {
 //		domain       [http://|https://]<host>[:<port>]
 //		services_dir <path>
 //		namespace    <name>
+//		memory       <amount>|<percent>%|off
+//		prepared     <number>
 //		on_exit      keep|stop
 //	}
 func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
@@ -83,6 +85,29 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			if a.OnExit != onExitKeep && a.OnExit != onExitStop {
 				return d.Errf("on_exit is keep or stop, not '%s'", a.OnExit)
 			}
+		case "memory":
+			if a.Memory != "" {
+				return d.Err("duplicate option 'memory'")
+			}
+			if !d.AllArgs(&a.Memory) {
+				return d.ArgErr()
+			}
+			if _, _, err := parseBudget(a.Memory); err != nil {
+				return d.WrapErr(err)
+			}
+		case "prepared":
+			if a.Prepared != 0 {
+				return d.Err("duplicate option 'prepared'")
+			}
+			var text string
+			if !d.AllArgs(&text) {
+				return d.ArgErr()
+			}
+			n, err := strconv.Atoi(text)
+			if err != nil || n < 0 || n > revisions.MaxPrepared {
+				return d.Errf("prepared: '%s' is not a number from 0 to %d", text, revisions.MaxPrepared)
+			}
+			a.Prepared = n
 		case "domain":
 			if a.Domain != "" {
 				return d.Err("duplicate option 'domain'")
@@ -144,6 +169,11 @@ var reserved = []string{
 //		idle_timeout  <duration>
 //		timeout       <duration>
 //		queue_depth   <number>
+//		prepared      <number>
+//		window        <duration>
+//		cpu_throttling     true|false
+//		concurrency_target <0.1 to 0.95>|off
+//		cpu_target         <0.1 to 0.95>|off
 //		cpu           <amount>
 //		memory        <amount>
 //		startup_probe tcp|http|grpc [<path>|<service>] {
@@ -273,6 +303,18 @@ func (p *serviceParser) option() error {
 		err = p.instances()
 	case "initial_scale":
 		err = p.number(&s.InitialScale, 0, 1000)
+	case "prepared":
+		s.Prepared = new(int)
+		err = p.number(s.Prepared, 0, revisions.MaxPrepared)
+	case "cpu_throttling":
+		s.CPUThrottling = new(bool)
+		err = p.onOff(s.CPUThrottling)
+	case "concurrency_target":
+		err = p.text(&s.ConcurrencyTarget)
+	case "cpu_target":
+		err = p.text(&s.CPUTarget)
+	case "window":
+		err = p.duration(&s.Window)
 	case "queue_depth":
 		err = p.number(&s.QueueDepth, 1, revisions.MaxQueueDepth)
 	case "idle_timeout":
@@ -325,6 +367,20 @@ func (p *serviceParser) amount(to *string) error {
 	if _, err := parseQuantity(*to); err != nil {
 		return p.Errf("%s: %v", name, err)
 	}
+	return nil
+}
+
+func (p *serviceParser) onOff(to *bool) error {
+	name := p.Val()
+	var text string
+	if err := p.text(&text); err != nil {
+		return err
+	}
+	v, err := strconv.ParseBool(text)
+	if err != nil {
+		return p.Errf("%s: '%s' is not true or false", name, text)
+	}
+	*to = v
 	return nil
 }
 

@@ -271,8 +271,9 @@ func instancesCommand() *cobra.Command {
 		Use:   "instances [SERVICE] [flags]",
 		Short: "Lists the instances of a service, or of all",
 		Long: `
-Lists the instances of a service, or of all: the containers that run, or start
-or end.`,
+Lists the instances of a service, or of all: the containers that run, start or
+end, that are frozen until their next request, or only prepared. WHY says why
+each was started.`,
 		Example: `  caddy fairway instances
   caddy fairway instances hello --json`,
 		RunE: runE(func(ctx context.Context, c *cli, args []string) error {
@@ -301,7 +302,7 @@ or end.`,
 }
 
 func (c *cli) printInstances(all []instanceView) error {
-	t := c.newTable("INSTANCE", "REVISION", "STATE", "REQUESTS", "PID", "ADDRESS", "SINCE")
+	t := c.newTable("INSTANCE", "REVISION", "STATE", "REQUESTS", "MEMORY", "PID", "ADDRESS", "SINCE", "WHY")
 	for _, i := range all {
 		h := waiting
 		switch i.State {
@@ -310,11 +311,15 @@ func (c *cli) printInstances(all []instanceView) error {
 		case "failed":
 			h = failing
 		}
+		held := ""
+		if i.MemoryBytes > 0 {
+			held = bytesText(i.MemoryBytes)
+		}
 		pid := ""
 		if i.PID != 0 {
 			pid = strconv.Itoa(i.PID)
 		}
-		t.row(h, i.Instance, i.Revision, i.State, strconv.Itoa(i.InFlight), orDash(pid), orDash(i.Address), c.age(i.Since))
+		t.row(h, i.Instance, i.Revision, i.State, strconv.Itoa(i.InFlight), orDash(held), orDash(pid), orDash(i.Address), c.age(i.Since), orDash(i.Why))
 	}
 	return t.w.Flush()
 }

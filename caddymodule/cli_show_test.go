@@ -54,9 +54,9 @@ Conditions:
   failed ConfigurationsReady: ContainerMissing: Unable to fetch image "missing:3": resolving image missing:3: the image cannot be used: no image missing:3
   ready RoutesReady
 
-STATUS | INSTANCE | REVISION | STATE | REQUESTS | PID | ADDRESS | SINCE
-ready | hello-00001-xxxxx | hello-00001 | ready | 0 | 4242 | address | 0s
-ready | hello-00002-xxxxx | hello-00002 | ready | 0 | 4242 | address | 0s
+STATUS | INSTANCE | REVISION | STATE | REQUESTS | MEMORY | PID | ADDRESS | SINCE | WHY
+ready | hello-00001-xxxxx | hello-00001 | ready | 0 | - | 4242 | address | 0s | its revision is to take requests
+ready | hello-00002-xxxxx | hello-00002 | ready | 0 | - | 4242 | address | 0s | its revision is to take requests
 `},
 		{"revisions hello", `STATUS | REVISION | TRAFFIC | TAGS | IMAGE | INSTANCES | CREATED | REASON
 failed | hello-00003 | - | - | missing:3 | 0 | 0s | ContainerMissing: Unable to fetch image "missing:3": resolving image missing:3: the image cannot be…

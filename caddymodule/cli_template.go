@@ -13,7 +13,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/intstr"
-	"knative.dev/serving/pkg/apis/autoscaling"
 	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
 	"sigs.k8s.io/yaml"
 
@@ -24,7 +23,6 @@ import (
 const (
 	descriptionAnnotation     = "run.googleapis.com/description"
 	sessionAffinityAnnotation = "run.googleapis.com/sessionAffinity"
-	cpuThrottlingAnnotation   = "run.googleapis.com/cpu-throttling"
 )
 
 // templateFlags adds the flags that say what a service runs, and how. Each
@@ -48,12 +46,8 @@ func templateFlags(f *pflag.FlagSet) {
 	f.String("cpu", "", "The `CPUs` of one instance, such as 1, 0.5 or 500m")
 	f.String("memory", "", "The `MEMORY` of one instance, such as 512Mi or 1Gi")
 	f.String("timeout", "", "How long a request may take, a `DURATION` such as 300, 300s or 10m; at most 1h")
-	f.String("min-instances", "", "How many instances, `N`, are kept running at least, or 'default' (0)")
-	f.String("max-instances", "", "How many instances, `N`, may run at most, or 'default' (100)")
-	f.Duration("idle-timeout", 0, "How long an instance may be without a request before it is stopped (not in gcloud)")
-	f.Int("queue-depth", 0, "How many requests may wait for a free slot (not in gcloud)")
+	scalingFlags(f)
 	boolPair(f, "session-affinity", "Send the requests of one client to the same instance while it lasts")
-	boolPair(f, "cpu-throttling", "Give an instance CPU only while it has requests")
 	f.String("startup-probe", "", "When an instance has started, `KEY=VALUE,…`; '' for the default, a connection to the port. Keys: httpGet.path, httpGet.port, tcpSocket.port, grpc.port, grpc.service, initialDelaySeconds, periodSeconds, timeoutSeconds, failureThreshold")
 	f.String("liveness-probe", "", "Whether an instance is still healthy, `KEY=VALUE,…`; '' for none. Keys as for --startup-probe")
 	f.StringArray("labels", nil, "The same as --update-labels, `KEY=VALUE,…`")
@@ -81,7 +75,7 @@ type edits struct {
 func editService(flags *pflag.FlagSet, svc *servingv1.Service) error {
 	e := edits{flags: flags, svc: svc}
 	for _, edit := range []func() error{
-		e.run, e.ports, e.env, e.secrets, e.limits, e.annotations, e.probes, e.labels,
+		e.run, e.ports, e.env, e.secrets, e.limits, e.scaling, e.annotations, e.probes, e.labels,
 	} {
 		if err := edit(); err != nil {
 			return err
@@ -345,37 +339,7 @@ func parseSeconds(text string) (int64, error) {
 }
 
 func (e edits) annotations() error {
-	for flag, keys := range map[string][]string{
-		"min-instances": autoscaling.MinScaleAnnotation, "max-instances": autoscaling.MaxScaleAnnotation,
-	} {
-		if !e.set(flag) {
-			continue
-		}
-		n, err := e.number(flag, 0, 1<<30)
-		if err != nil {
-			return err
-		}
-		if n == nil {
-			e.annotate(keys, "")
-		} else {
-			e.annotate(keys, strconv.Itoa(*n))
-		}
-	}
-	if e.set("idle-timeout") {
-		d, _ := e.flags.GetDuration("idle-timeout")
-		if d <= 0 {
-			return usageError("--idle-timeout: %s is not above zero", d)
-		}
-		e.annotate([]string{revisions.IdleTimeoutAnnotation}, d.String())
-	}
-	if e.set("queue-depth") {
-		n, _ := e.flags.GetInt("queue-depth")
-		if n < 1 || n > revisions.MaxQueueDepth {
-			return usageError("--queue-depth: %d is not a number from 1 to %d", n, revisions.MaxQueueDepth)
-		}
-		e.annotate([]string{revisions.QueueDepthAnnotation}, strconv.Itoa(n))
-	}
-	for flag, key := range map[string]string{"session-affinity": sessionAffinityAnnotation, "cpu-throttling": cpuThrottlingAnnotation} {
+	for flag, key := range map[string]string{"session-affinity": sessionAffinityAnnotation, "cpu-throttling": revisions.ThrottlingAnnotation} {
 		on, set, err := e.onOff(flag)
 		if err != nil {
 			return err
@@ -385,12 +349,7 @@ func (e edits) annotations() error {
 		}
 	}
 	if e.set("description") {
-		if e.svc.Annotations == nil {
-			e.svc.Annotations = make(map[string]string)
-		}
-		if e.svc.Annotations[descriptionAnnotation] = e.text("description"); e.text("description") == "" {
-			delete(e.svc.Annotations, descriptionAnnotation)
-		}
+		e.annotateService(descriptionAnnotation, e.text("description"))
 	}
 	return nil
 }

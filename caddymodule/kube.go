@@ -263,7 +263,7 @@ func markActive(obj *servingv1.Revision, status scaler.ServiceStatus) {
 	n := int32(0)
 	for _, r := range status.Revisions {
 		if r.Revision.Name == obj.Name {
-			n += int32(len(r.Instances))
+			n += int32(r.Made())
 		}
 	}
 	obj.Status.ActualReplicas, obj.Status.DesiredReplicas = &n, &n

@@ -40,7 +40,8 @@ var (
 
 // liveCollector reads what runs at the time it is asked.
 type liveCollector struct {
-	instances, inFlight, queued *prometheus.Desc
+	instances, inFlight, queued, held    *prometheus.Desc
+	budget, budgetUsed, evictions, pending *prometheus.Desc
 }
 
 var live = liveCollector{
@@ -50,13 +51,20 @@ var live = liveCollector{
 		[]string{"service", "revision"}, nil),
 	queued: prometheus.NewDesc("caddy_fairway_requests_queued", "Requests that wait for a slot.",
 		[]string{"service", "revision"}, nil),
+	held: prometheus.NewDesc("caddy_fairway_instances_memory_bytes", "What instances held when that was last measured.",
+		[]string{"service", "revision"}, nil),
+	budget: prometheus.NewDesc("caddy_fairway_memory_budget_bytes", "What all instances together may hold; 0 without a bound.", nil, nil),
+	budgetUsed: prometheus.NewDesc("caddy_fairway_memory_used_bytes",
+		"What all instances count with: what they hold, or their limit while they start.", nil, nil),
+	evictions: prometheus.NewDesc("caddy_fairway_evictions_total", "Instances stopped because others needed their memory.", nil, nil),
+	pending:   prometheus.NewDesc("caddy_fairway_starts_waiting_for_memory", "Starts that wait for memory.", nil, nil),
 }
 
 // Describe implements prometheus.Collector.
 func (c liveCollector) Describe(ch chan<- *prometheus.Desc) {
-	ch <- c.instances
-	ch <- c.inFlight
-	ch <- c.queued
+	for _, d := range []*prometheus.Desc{c.instances, c.inFlight, c.queued, c.held, c.budget, c.budgetUsed, c.evictions, c.pending} {
+		ch <- d
+	}
 }
 
 // Collect implements prometheus.Collector.
@@ -64,6 +72,7 @@ func (c liveCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge := func(desc *prometheus.Desc, n int, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(n), labels...)
 	}
+	c.collectBudget(ch)
 	for _, svc := range status() {
 		seen := make(map[string]bool) // a revision may have two pools for a moment
 		for _, rev := range svc.Revisions {
@@ -72,9 +81,12 @@ func (c liveCollector) Collect(ch chan<- prometheus.Metric) {
 			}
 			seen[rev.Revision.Name] = true
 			states := make(map[instancepool.State]int)
+			held := int64(0)
 			for _, i := range rev.Instances {
 				states[i.State]++
+				held += i.Usage.Memory
 			}
+			ch <- prometheus.MustNewConstMetric(c.held, prometheus.GaugeValue, float64(held), svc.Name, rev.Revision.Name)
 			for state, n := range states {
 				gauge(c.instances, n, svc.Name, rev.Revision.Name, state.String())
 			}
@@ -82,6 +94,19 @@ func (c liveCollector) Collect(ch chan<- prometheus.Metric) {
 			gauge(c.queued, rev.Waiting, svc.Name, rev.Revision.Name)
 		}
 	}
+}
+
+// collectBudget tells how the host's memory is used.
+func (c liveCollector) collectBudget(ch chan<- prometheus.Metric) {
+	e := current.Load()
+	if e == nil {
+		return
+	}
+	b := e.scaler.Budget()
+	ch <- prometheus.MustNewConstMetric(c.budget, prometheus.GaugeValue, float64(b.Total))
+	ch <- prometheus.MustNewConstMetric(c.budgetUsed, prometheus.GaugeValue, float64(b.Used))
+	ch <- prometheus.MustNewConstMetric(c.evictions, prometheus.CounterValue, float64(b.Evictions))
+	ch <- prometheus.MustNewConstMetric(c.pending, prometheus.GaugeValue, float64(b.Waiting))
 }
 
 func registerMetrics(registry *prometheus.Registry) error {

@@ -61,6 +61,24 @@ type Service struct {
 	// How many requests may wait for a free slot. Default: `10000`. Annotation
 	// `run.fairway/queue-depth`.
 	QueueDepth int `json:"queue_depth,omitempty"`
+	// Give an instance CPU only while it has requests: it is frozen while it has
+	// none. Default: `true`. Annotation `run.googleapis.com/cpu-throttling`.
+	CPUThrottling *bool `json:"cpu_throttling,omitempty"`
+	// How many instances are kept made but not started, which makes a start from
+	// nothing several times quicker. Default: the app's. Annotation
+	// `run.fairway/prepared`.
+	Prepared *int `json:"prepared,omitempty"`
+	// The part of an instance's slots from whose use on another is started ahead of
+	// need, `0.1` to `0.95`, or `off`. Default: `0.6`. Annotation
+	// `run.googleapis.com/scaling-concurrency-target`.
+	ConcurrencyTarget string `json:"concurrency_target,omitempty"`
+	// The same of its CPU. Default: `0.6`. Annotation
+	// `run.googleapis.com/scaling-cpu-target`.
+	CPUTarget string `json:"cpu_target,omitempty"`
+	// How long an instance is kept idle that the load of the same time does not need
+	// on the average, 6s to 1h. Default: as long as any, `idle_timeout`. Annotation
+	// `autoscaling.knative.dev/window`.
+	Window caddy.Duration `json:"window,omitempty"`
 	// The CPUs of one instance, such as `1`, `0.5` or `500m`. Default: `1`.
 	// Knative: `…resources.limits.cpu`.
 	CPU string `json:"cpu,omitempty"`
@@ -203,6 +221,20 @@ func (s *Service) check() error {
 	if s.QueueDepth < 0 || s.QueueDepth > revisions.MaxQueueDepth {
 		return fmt.Errorf("queue_depth %d is not from 1 to %d", s.QueueDepth, revisions.MaxQueueDepth)
 	}
+	if s.Prepared != nil && (*s.Prepared < 0 || *s.Prepared > revisions.MaxPrepared) {
+		return fmt.Errorf("prepared %d is not from 0 to %d", *s.Prepared, revisions.MaxPrepared)
+	}
+	for name, text := range map[string]string{"concurrency_target": s.ConcurrencyTarget, "cpu_target": s.CPUTarget} {
+		if text == "" || text == "off" {
+			continue
+		}
+		if part, err := strconv.ParseFloat(text, 64); err != nil || !(part >= 0.1 && part <= 0.95) {
+			return fmt.Errorf("%s %q is not a number from 0.1 to 0.95, or off", name, text)
+		}
+	}
+	if s.Window != 0 && (time.Duration(s.Window) < autoscaling.WindowMin || time.Duration(s.Window) > autoscaling.WindowMax) {
+		return fmt.Errorf("window %s is not from %s to %s", time.Duration(s.Window), autoscaling.WindowMin, autoscaling.WindowMax)
+	}
 	if s.StartupProbe != nil {
 		return s.StartupProbe.check()
 	}
@@ -226,6 +258,26 @@ func (s *Service) annotations() map[string]string {
 	}
 	if s.QueueDepth > 0 {
 		setInt(revisions.QueueDepthAnnotation, s.QueueDepth)
+	}
+	if s.CPUThrottling != nil {
+		a[revisions.ThrottlingAnnotation] = strconv.FormatBool(*s.CPUThrottling)
+	}
+	if s.Prepared != nil {
+		setInt(revisions.PreparedAnnotation, *s.Prepared)
+	}
+	for key, text := range map[string]string{
+		revisions.ConcurrencyTargetAnnotation: s.ConcurrencyTarget, revisions.CPUTargetAnnotation: s.CPUTarget,
+	} {
+		switch text {
+		case "":
+		case "off":
+			a[key] = "disabled"
+		default:
+			a[key] = text
+		}
+	}
+	if s.Window > 0 {
+		a[autoscaling.WindowAnnotationKey] = time.Duration(s.Window).String()
 	}
 	return a
 }

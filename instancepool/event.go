@@ -34,6 +34,18 @@ type Status struct {
 	Instances []InstanceStatus
 }
 
+// Made counts the instances whose start has begun: not those that are only
+// prepared.
+func (s Status) Made() int {
+	n := 0
+	for _, i := range s.Instances {
+		if i.State != Warmed {
+			n++
+		}
+	}
+	return n
+}
+
 // InstanceStatus is what an instance is doing.
 type InstanceStatus struct {
 	ID    string

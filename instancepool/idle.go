@@ -84,7 +84,7 @@ func (p *Pool) tooLong(i *Instance, idle time.Duration) (stop bool, reason strin
 	switch {
 	case over:
 		return true, "there may be fewer"
-	case p.ready+p.starting <= s.Min:
+	case p.ready+p.starting <= max(s.Min, s.Floor):
 		return false, ""
 	case !i.due.IsZero():
 		return time.Until(i.due) <= 0, "the request that was expected has not come"
@@ -169,7 +169,7 @@ func roughly(d time.Duration) time.Duration {
 func (p *Pool) Idle() (id string, since time.Time, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.detached || p.ready+p.starting <= p.snapshot().Min {
+	if s := p.snapshot(); p.detached || p.ready+p.starting <= max(s.Min, s.Floor) {
 		return "", time.Time{}, false
 	}
 	for _, i := range p.instances {

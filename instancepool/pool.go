@@ -61,6 +61,8 @@ type Snapshot struct {
 	// Min and Max bound the number of instances; Max 0 means no bound, below 0 that
 	// there are to be none.
 	Min, Max int
+	// Floor is how many instances are awaited, within the bounds.
+	Floor int
 	// Oldest is how long the first in the queue has waited.
 	Oldest time.Duration
 	// Held is the mean time that a request holds its slot, Startup that an instance
@@ -96,7 +98,7 @@ type Options struct {
 	// Ahead makes an instance but for its start; nil when the engine cannot. Prepared
 	// is how many such there are to be.
 	Ahead    func(context.Context, StartSpec) (Prepared, error)
-	Prepared int
+	Prepared func() int
 	// Short, when not nil, is called when there are fewer instances prepared than the
 	// revision wants, with the pool's lock held: Prepare is to be called soon.
 	Short func()
@@ -558,9 +560,9 @@ func (p *Pool) snapshot() Snapshot {
 	if p.max != 0 && (s.Max == 0 || p.max < s.Max) {
 		s.Max = p.max
 	}
-	s.Min = max(s.Min, p.floor)
+	s.Floor = p.floor
 	if s.Max != 0 {
-		s.Min = max(0, min(s.Min, s.Max))
+		s.Min, s.Floor = max(0, min(s.Min, s.Max)), max(0, min(s.Floor, s.Max))
 	}
 	return s
 }

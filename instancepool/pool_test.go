@@ -80,7 +80,7 @@ func startWith(t testing.TB, rev *revisions.Revision, change func(*instancepool.
 // asNeeded starts instances for all that wait, and for the minimum.
 func asNeeded(s instancepool.Snapshot) instancepool.Decision {
 	n := (s.Waiting - s.Free - s.Starting*s.Concurrency + s.Concurrency - 1) / s.Concurrency
-	n = max(n, s.Min-s.Ready-s.Starting)
+	n = max(n, max(s.Min, s.Floor)-s.Ready-s.Starting)
 	if s.Max > 0 {
 		n = min(n, s.Max-s.Ready-s.Starting-s.Suspect)
 	}

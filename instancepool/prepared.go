@@ -53,7 +53,7 @@ func (p *Pool) WantsPrepared() bool {
 // has to prove that it works first.
 func (p *Pool) wantsPrepared() bool {
 	return p.opts.Ahead != nil && !p.detached && p.phase == open && p.proven && p.failure == nil && p.rev.Pinned() &&
-		len(p.prepared)+p.preparing < p.opts.Prepared
+		len(p.prepared)+p.preparing < p.opts.Prepared()
 }
 
 // takePrepared returns an instance that is prepared, or nil. The caller holds mu.

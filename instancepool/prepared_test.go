@@ -13,7 +13,7 @@ import (
 func TestPreparedInstances(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := startWith(t, revision(1), func(o *instancepool.Options, rt *pooltest.Runtime) {
-			o.Ahead, o.Prepared = rt.Prepare, 2
+			o.Ahead, o.Prepared = rt.Prepare, func() int { return 2 }
 		})
 		p.rt.Plan(pooltest.Plan{StartTime: 100 * time.Millisecond, PreparedStart: 15 * time.Millisecond})
 		if err := p.Prepare(t.Context()); err != nil || p.rt.Prepared() != 0 {
@@ -58,7 +58,7 @@ func TestPreparedInstances(t *testing.T) {
 func TestAPreparedInstanceThatCannotStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := startWith(t, revision(1), func(o *instancepool.Options, rt *pooltest.Runtime) {
-			o.Ahead, o.Prepared = rt.Prepare, 1
+			o.Ahead, o.Prepared = rt.Prepare, func() int { return 1 }
 		})
 		p.rt.Plan(pooltest.Plan{PreparedErr: errors.New("its init was killed")})
 		lease := p.need()
@@ -75,7 +75,7 @@ func TestAPreparedInstanceThatCannotStart(t *testing.T) {
 func TestDetachDiscardsWhatIsPrepared(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := startWith(t, revision(1), func(o *instancepool.Options, rt *pooltest.Runtime) {
-			o.Ahead, o.Prepared = rt.Prepare, 2
+			o.Ahead, o.Prepared = rt.Prepare, func() int { return 2 }
 		})
 		p.rt.Plan(pooltest.Plan{StartTime: time.Second})
 		p.need().Release()

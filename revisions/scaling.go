@@ -25,12 +25,12 @@ const (
 // Cloud Run's annotations about scaling, on a service: a change of them makes no
 // new revision.
 const (
-	serviceMinAnnotation = "run.googleapis.com/minScale"
-	serviceMaxAnnotation = "run.googleapis.com/maxScale"
-	// modeAnnotation is "automatic" (the default) or "manual": then as many instances
-	// run as manualCountAnnotation says, and none takes requests at 0.
-	modeAnnotation        = "run.googleapis.com/scalingMode"
-	manualCountAnnotation = "run.googleapis.com/manualInstanceCount"
+	ServiceMinAnnotation = "run.googleapis.com/minScale"
+	ServiceMaxAnnotation = "run.googleapis.com/maxScale"
+	// ScalingModeAnnotation is "automatic" (the default) or "manual": then as many instances
+	// run as ManualCountAnnotation says, and none takes requests at 0.
+	ScalingModeAnnotation = "run.googleapis.com/scalingMode"
+	ManualCountAnnotation = "run.googleapis.com/manualInstanceCount"
 )
 
 const (
@@ -78,21 +78,21 @@ func (s *State) Bounds() Bounds {
 func boundsOf(svc *servingv1.Service) (Bounds, error) {
 	a := annotations{of: svc.Annotations}
 	b := Bounds{
-		Min: a.integer(0, math.MaxInt32, 0, serviceMinAnnotation),
-		Max: a.integer(1, math.MaxInt32, 0, serviceMaxAnnotation),
+		Min: a.integer(0, math.MaxInt32, 0, ServiceMinAnnotation),
+		Max: a.integer(1, math.MaxInt32, 0, ServiceMaxAnnotation),
 	}
 	if b.Max > 0 && b.Min > b.Max {
-		a.fail(fmt.Errorf("annotation %s: %d is below %s, which is %d", serviceMaxAnnotation, b.Max, serviceMinAnnotation, b.Min))
+		a.fail(fmt.Errorf("annotation %s: %d is below %s, which is %d", ServiceMaxAnnotation, b.Max, ServiceMinAnnotation, b.Min))
 		b.Min = b.Max
 	}
-	a.read([]string{modeAnnotation}, "automatic or manual", func(value string) bool {
+	a.read([]string{ScalingModeAnnotation}, "automatic or manual", func(value string) bool {
 		b.Manual = value == "manual"
 		return b.Manual || value == "automatic"
 	})
 	if b.Manual {
-		n := a.integer(0, math.MaxInt32, -1, manualCountAnnotation)
+		n := a.integer(0, math.MaxInt32, -1, ManualCountAnnotation)
 		if n < 0 {
-			a.fail(fmt.Errorf("missing annotation %s: manual scaling needs a number", manualCountAnnotation))
+			a.fail(fmt.Errorf("missing annotation %s: manual scaling needs a number", ManualCountAnnotation))
 		}
 		b.Min, b.Max = max(n, 0), max(n, 0)
 	}

@@ -11,8 +11,8 @@ import (
 )
 
 const (
-	// budgetParts: nine of ten parts of the host's memory are for instances.
-	budgetParts, ofParts = 9, 10
+	// budgetPart of the host's memory is for instances.
+	budgetPart = 0.9
 	// roomPatience is how long a start waits for memory.
 	roomPatience = 10 * time.Second
 	// roomEvery is how often it is looked at whether there is some now: what others
@@ -27,11 +27,11 @@ const (
 // budget shares the host's memory among the instances of all services. An
 // instance counts with its limit until it is known what it holds.
 type budget struct {
-	limit    int64 // as it was configured
 	size     func() (instancepool.Capacity, error)
 	makeRoom func() (id string, ok bool) // has something stopped; called without mu
 
 	mu      sync.Mutex // guards all below
+	limits  Limits
 	held    map[string]int64
 	used    int64
 	leaving map[string]bool // asked to stop for the sake of others
@@ -47,8 +47,8 @@ type claim struct {
 	bytes int64
 }
 
-func newBudget(limit int64, engine instancepool.Runtime, makeRoom func() (string, bool)) *budget {
-	b := &budget{limit: limit, makeRoom: makeRoom, held: make(map[string]int64), leaving: make(map[string]bool), changed: make(chan struct{})}
+func newBudget(limits Limits, engine instancepool.Runtime, makeRoom func() (string, bool)) *budget {
+	b := &budget{limits: limits, makeRoom: makeRoom, held: make(map[string]int64), leaving: make(map[string]bool), changed: make(chan struct{})}
 	if s, ok := engine.(instancepool.Sizer); ok {
 		b.size = s.Capacity
 	}
@@ -69,12 +69,21 @@ func inMiB(n int64) string { return fmt.Sprintf("%d MiB", max(0, n)>>20) }
 
 // total is what all instances may hold; 0 means any amount. The caller holds mu.
 func (b *budget) total() int64 {
-	switch {
-	case b.limit != 0:
-		return max(b.limit, 0)
-	default:
-		return b.capacity().Memory / ofParts * budgetParts
+	if b.limits.Memory != 0 {
+		return max(b.limits.Memory, 0)
 	}
+	part := b.limits.MemoryPart
+	if part == 0 {
+		part = budgetPart
+	}
+	return int64(part * float64(b.capacity().Memory))
+}
+
+func (b *budget) setLimits(l Limits) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.limits = l
+	b.tell()
 }
 
 // capacity is the host's. The caller holds mu.
@@ -98,7 +107,7 @@ func (b *budget) free() (free, total int64) {
 	// What is promised to instances that start is not used yet, so what the host has
 	// left may be less than it seems; that is what the budget is for. But others use
 	// the host's memory too, of which the budget knows nothing.
-	if host := b.capacity(); host.Available > 0 && b.limit == 0 {
+	if host := b.capacity(); host.Available > 0 && b.limits.Memory == 0 {
 		free = min(free, host.Available)
 	}
 	return free, total

@@ -16,6 +16,7 @@ const leastDoubt = 10 * time.Millisecond
 const (
 	whyWaiting = "requests waited"
 	whyMinimum = "the minimum"
+	whyDeploy  = "its revision is to take requests"
 	whyTarget  = "the load is above the scaling target"
 )
 
@@ -38,6 +39,7 @@ func decide(s instancepool.Snapshot, spec *revisions.Spec, parallel int) instanc
 	want(n, whyWaiting)
 	d.Again = again
 	want(s.Min-s.Ready-s.Starting, whyMinimum)
+	want(s.Floor-s.Ready-s.Starting, whyDeploy)
 	want(ahead(s, spec)-alive, whyTarget)
 	if s.Max != 0 && d.Start > s.Max-alive {
 		d.Start, d.Again = max(0, s.Max-alive), 0 // there is nothing to ask again

@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -94,15 +95,30 @@ type Options struct {
 	// StopGrace is the time from SIGTERM to SIGKILL. Default: 10 s.
 	StopGrace time.Duration
 
-	// Memory is what all instances together may hold, in bytes; below 0 as much as
-	// they want. Default: nine tenths of what the engine says the host has.
-	Memory int64
-	// Prepared is how many instances are prepared of a revision that says nothing
-	// of it. Default: none.
-	Prepared int
+	// Limits hold until they are changed by Limit.
+	Limits Limits
 	// Probe returns nil once an instance may get requests. Default: what the
 	// revision's startup probe says, over the network.
 	Probe func(context.Context, instancepool.Handle) error
+}
+
+// Limits are what the host gives.
+type Limits struct {
+	// Memory is what all instances together may hold, in bytes; below 0 as much as
+	// they want. Default: MemoryPart of what the engine says the host has, which is
+	// nine tenths unless it says otherwise.
+	Memory     int64
+	MemoryPart float64
+	// Prepared is how many instances are prepared of a revision that says nothing
+	// of it. Default: none.
+	Prepared int
+}
+
+// Limit changes the limits. What runs already goes on running.
+func (s *Scaler) Limit(l Limits) {
+	s.budget.setLimits(l)
+	s.prepared.Store(int64(l.Prepared))
+	s.prepareSoon()
 }
 
 // Scaler is the engine of one host: the services that are wanted and the pools
@@ -119,6 +135,7 @@ type Scaler struct {
 	budget    *budget
 	short     chan struct{} // fewer instances are prepared than are to be
 	stirred   chan struct{} // something is in active
+	prepared  atomic.Int64  // Limits.Prepared
 	active    sync.Map      // *instancepool.Pool → true: what it uses may change
 
 	ctx    context.Context
@@ -176,7 +193,8 @@ func New(opts Options) *Scaler {
 		found: make(map[string][]instancepool.Handle),
 		own:   make(map[string]bool),
 	}
-	s.budget = newBudget(opts.Memory, opts.Runtime, s.makeRoom)
+	s.budget = newBudget(opts.Limits, opts.Runtime, s.makeRoom)
+	s.prepared.Store(int64(opts.Limits.Prepared))
 	opts.Registry.Changed = s.follow
 	opts.Registry.Removed = func(string) { s.pruneSoon() }
 	opts.Registry.Created = func(rev *revisions.Revision) {
@@ -577,11 +595,13 @@ func (s *Scaler) newPool(v *service, rev *revisions.Revision, observe func(insta
 		StopGrace: s.opts.StopGrace,
 		Startups:  &v.startups,
 		Rhythm:    &v.rhythm,
-		Prepared:  s.opts.Prepared,
-		Short:     s.prepareSoon,
-	}
-	if spec.Prepared >= 0 {
-		opts.Prepared = spec.Prepared
+		Prepared: func() int {
+			if spec.Prepared >= 0 {
+				return spec.Prepared
+			}
+			return int(s.prepared.Load())
+		},
+		Short: s.prepareSoon,
 	}
 	if engine, ok := s.opts.Runtime.(instancepool.Preparer); ok {
 		opts.Ahead = func(ctx context.Context, spec instancepool.StartSpec) (instancepool.Prepared, error) {

@@ -25,7 +25,7 @@ const (
 func bootOn(t testing.TB, rt *pooltest.Runtime, memory int64) *host {
 	t.Helper()
 	h := &host{t: t, rt: rt}
-	h.Scaler = New(Options{Runtime: rt, Observer: h, StartLimit: 4, Probe: rt.Probe, Memory: memory})
+	h.Scaler = New(Options{Runtime: rt, Observer: h, StartLimit: 4, Probe: rt.Probe, Limits: Limits{Memory: memory}})
 	t.Cleanup(func() {
 		if err := h.Close(context.Background(), Stop); err != nil {
 			t.Error(err)

@@ -93,6 +93,12 @@ func TestCaddyfileErrors(t *testing.T) {
 		{"memory 5B", "memory: \"5B\" is not an amount"},
 		{"memory -1Gi", "memory: \"-1Gi\" is not an amount"},
 		{"queue_depth 0", "queue_depth: 0 is not from 1"},
+		{"prepared 1001", "prepared: 1001 is not from 0 to 1000"},
+		{"cpu_throttling perhaps", "cpu_throttling: 'perhaps' is not true or false"},
+		{"concurrency_target 0", "concurrency_target \"0\" is not a number from 0.1 to 0.95, or off"},
+		{"cpu_target all", "cpu_target \"all\" is not a number from 0.1 to 0.95, or off"},
+		{"concurrency_target off\ncpu_target off", "not both can be disabled"},
+		{"window 1s", "window 1s is not from 6s to 1h0m0s"},
 		{"startup_probe exec ls", "startup_probe is tcp, http or grpc, not 'exec'"},
 		{"startup_probe tcp /x", "wrong argument count"},
 		{"startup_probe", "wrong argument count"},
@@ -123,6 +129,9 @@ func TestCaddyfileErrors(t *testing.T) {
 		"probe option":       {":8080 {\n\tfairway a {\n\t\timage app:1\n\t\tstartup_probe http / {\n\t\t\tspeed 1\n\t\t}\n\t}\n}\n", "Caddyfile:5"},
 		"global twice":       {"{\n\tfairway {\n\t}\n\tfairway\n}\n", "the fairway option is given twice"},
 		"global option":      {"{\n\tfairway {\n\t\tcolour red\n\t}\n}\n", "unrecognized option 'colour', at Caddyfile:3"},
+		"global memory":      {"{\n\tfairway {\n\t\tmemory all\n\t}\n}\n", "memory: \"all\" is not an amount such as 1, 500m, 512MiB or 1Gi, 75% or off, at Caddyfile:3"},
+		"global part":        {"{\n\tfairway {\n\t\tmemory 120%\n\t}\n}\n", "\"120%\" is not a part from 0% to 100%, at Caddyfile:3"},
+		"global prepared":    {"{\n\tfairway {\n\t\tprepared -1\n\t}\n}\n", "prepared: '-1' is not a number from 0 to 1000, at Caddyfile:3"},
 		"global on_exit":     {"{\n\tfairway {\n\t\ton_exit run\n\t}\n}\n", "on_exit is keep or stop, not 'run', at Caddyfile:3"},
 		"unknown runtime":    {"{\n\tfairway {\n\t\truntime podman\n\t}\n}\n", "fairway.runtimes.podman"},
 		"runtime twice":      {"{\n\tfairway {\n\t\truntime fake\n\t\truntime fake\n\t}\n}\n", "duplicate option 'runtime'"},
@@ -210,7 +219,7 @@ func TestRandomOptions(t *testing.T) {
 	names := []string{
 		"image", "command", "args", "port", "env", "concurrency", "instances", "initial_scale", "idle_timeout",
 		"timeout", "queue_depth", "cpu", "memory", "startup_probe", "header_up", "flush_interval", "period", "header",
-		"initial_delay", "failure_threshold", "to", "transport", "colour",
+		"initial_delay", "failure_threshold", "prepared", "cpu_throttling", "concurrency_target", "cpu_target", "window", "to", "transport", "colour",
 	}
 	words := []string{
 		"app:1", "localhost/app", "8080", "0", "1", "-1", "80", "1001", "99999999999999999999", "1e3", "0x10", "h2c", "http1",

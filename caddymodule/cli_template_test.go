@@ -52,12 +52,15 @@ func TestFlags(t *testing.T) {
 		{"all", "{}", []string{
 			"--image=x:1", "--command=/a,b", "--args=^;^c,d;e", "--port=9000", "--use-http2", "--set-env-vars=A=1,B=2", "--set-env-vars=^#^C=x,y",
 			"--concurrency=7", "--cpu=0.5", "--memory=1Gi", "--timeout=10m", "--min-instances=1", "--max-instances=4", "--session-affinity",
-			"--no-cpu-throttling", "--idle-timeout=90s", "--queue-depth=5",
+			"--no-cpu-throttling", "--idle-timeout=90s", "--queue-depth=5", "--prepared=2", "--scaling-concurrency-target=0.8", "--scaling-cpu-target=disabled",
+			"--min=2", "--max=6",
 			"--startup-probe=httpGet.path=/ready,periodSeconds=2,failureThreshold=5", "--liveness-probe=grpc.service=x,grpc.port=9000",
 			"--labels=team=blue", "--description=A greeting",
 		}, `metadata:
   annotations:
     run.googleapis.com/description: A greeting
+    run.googleapis.com/maxScale: "6"
+    run.googleapis.com/minScale: "2"
   labels:
     team: blue
   name: hello
@@ -68,8 +71,11 @@ spec:
         autoscaling.knative.dev/maxScale: "4"
         autoscaling.knative.dev/minScale: "1"
         run.fairway/idle-timeout: 1m30s
+        run.fairway/prepared: "2"
         run.fairway/queue-depth: "5"
         run.googleapis.com/cpu-throttling: "false"
+        run.googleapis.com/scaling-concurrency-target: "0.8"
+        run.googleapis.com/scaling-cpu-target: disabled
         run.googleapis.com/sessionAffinity: "true"
       labels:
         team: blue
@@ -153,6 +159,15 @@ spec: {template: {metadata: {annotations: {autoscaling.knative.dev/min-scale: "3
 			[]string{"--min-instances=3"},
 			"autoscaling.knative.dev/min-scale: \"3\"",
 		},
+		{
+			"scaling by hand", "{}", []string{"--image=x", "--scaling=3"},
+			"metadata:\n  annotations:\n    run.googleapis.com/manualInstanceCount: \"3\"\n    run.googleapis.com/scalingMode: manual\n",
+		},
+		{
+			"scaling by itself", "metadata: {annotations: {run.googleapis.com/scalingMode: manual, run.googleapis.com/manualInstanceCount: '3', run.googleapis.com/minScale: '1'}}",
+			[]string{"--image=x", "--scaling=auto", "--min=default"},
+			"metadata:\n  name: hello\nspec:\n",
+		},
 		{"port 8080 need not be said", "{}", []string{"--image=x", "--port=8080"}, "spec:\n  template:\n    spec:\n      containers:\n      - image: x\n"},
 		{
 			"labels", "metadata: {labels: {a: b, c: d}}\nspec: {template: {metadata: {labels: {a: b}}, spec: {containers: [{image: x}]}}}",
@@ -223,6 +238,12 @@ func TestFlagErrors(t *testing.T) {
 		"--timeout=1.5s":                             "--timeout",
 		"--timeout=0":                                "--timeout",
 		"--min-instances=-1":                         "--min-instances",
+		"--scaling=some":                             "--scaling",
+		"--scaling=-1":                               "--scaling",
+		"--max=0":                                    "--max",
+		"--prepared=1001":                            "--prepared",
+		"--scaling-concurrency-target=1":             "--scaling-concurrency-target",
+		"--scaling-cpu-target=NaN":                   "--scaling-cpu-target",
 		"--idle-timeout=0s":                          "--idle-timeout",
 		"--queue-depth=0":                            "--queue-depth",
 		"--startup-probe=path=/":                     `--startup-probe: "path" is not a key`,

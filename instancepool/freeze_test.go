@@ -101,7 +101,7 @@ func TestFreezingNeverMeetsARequest(t *testing.T) {
 			}
 			wg.Wait()
 			// The next ones come around the time of the freeze.
-			time.Sleep(47 * time.Millisecond)
+			time.Sleep(49 * time.Millisecond)
 		}
 		p.check()
 		freezes := 0
@@ -184,7 +184,7 @@ func TestAFreezeThatFails(t *testing.T) {
 // long as it is not loaded.
 func TestAFrozenInstanceIsTheSecondChoice(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := start(t, throttled(10)) // spread from 7 on
+		p := start(t, throttled(10))
 		var leases []*instancepool.Lease
 		for range 20 {
 			leases = append(leases, p.need())
@@ -195,11 +195,11 @@ func TestAFrozenInstanceIsTheSecondChoice(t *testing.T) {
 		}
 		busy := p.instance(leases[0])
 		time.Sleep(moment)
-		for range 6 {
+		for range 9 {
 			equal(t, "the busy one is asked", p.instance(p.need()) == busy, true)
 		}
 		equal(t, "states", p.states(), []instancepool.State{instancepool.Ready, instancepool.Frozen})
-		equal(t, "the loaded one is spared", p.instance(p.need()) == busy, false)
+		equal(t, "the full one is spared", p.instance(p.need()) == busy, false)
 		equal(t, "states", p.states(), []instancepool.State{instancepool.Ready, instancepool.Ready})
 		p.check()
 	})

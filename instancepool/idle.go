@@ -90,13 +90,14 @@ func (p *Pool) tooLong(i *Instance, idle time.Duration) (stop bool, reason strin
 		return time.Until(i.due) <= 0, "the request that was expected has not come"
 	case idle >= p.spec.IdleTimeout:
 		return true, "idle"
-	case p.spec.Scaling.Window > 0 && idle >= p.spec.Scaling.Window && p.ready > max(1, p.opts.Decide(s).Keep):
+	case idle < keepLeast:
+		return false, ""
+	case p.spec.Scaling.Window > 0 && p.ready > max(1, p.opts.Decide(s).Keep):
 		return true, "the load of late needs fewer"
-	case idle >= keepLeast && p.ready+p.starting == 1:
-		rest, ok := p.opts.Rhythm.Next(idle)
-		if ok && rest.Sure() && p.startFor(rest) > 2*idle {
-			return true, fmt.Sprintf("no request is expected for %s", roughly(rest.From-idle))
-		}
+	case p.ready+p.starting == 1:
+		// The last one is kept for the next request, unless that has hardly ever come
+		// before the idle timeout.
+		return p.opts.Rhythm.InVain(idle, p.spec.IdleTimeout), "no request is expected within the idle timeout"
 	}
 	return false, ""
 }
@@ -114,11 +115,8 @@ func (p *Pool) lookAt(i *Instance, idle time.Duration) time.Duration {
 		return max(time.Until(i.due), time.Millisecond)
 	}
 	sooner(keepLeast)
-	if w := p.spec.Scaling.Window; w > 0 {
-		sooner(w)
-		if idle >= w {
-			sooner(idle + surplusEvery)
-		}
+	if p.spec.Scaling.Window > 0 && idle >= keepLeast {
+		sooner(idle + surplusEvery)
 	}
 	if next <= idle { // it is one of the minimum
 		return p.spec.IdleTimeout

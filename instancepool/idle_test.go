@@ -10,14 +10,14 @@ import (
 	"github.com/fairway-run/fairway/instancepool/pooltest"
 )
 
-// Of instances that the load of late does not need, none is kept for longer than
-// the window; the last one is.
+// Of idle instances that the average load does not need none is kept; the last one
+// is, until the idle timeout.
 func TestWindow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rev := throttled(1)
 		rev.Spec().Scaling.Window, rev.Spec().IdleTimeout = time.Minute, 90*time.Second
 		p := start(t, rev)
-		p.keep.Store(2)
+		p.keep.Store(4)
 		var leases []*instancepool.Lease
 		for range 5 {
 			leases = append(leases, p.need())
@@ -30,14 +30,14 @@ func TestWindow(t *testing.T) {
 			synctest.Wait()
 			equal(t, "running", len(p.rt.Running()), want)
 		}
-		time.Sleep(59 * time.Second)
+		time.Sleep(9 * time.Second)
 		running(5)
 		time.Sleep(2 * time.Second)
-		running(2)
+		running(4)
 		p.keep.Store(0) // the load is over
 		time.Sleep(10 * time.Second)
 		running(1)
-		time.Sleep(18 * time.Second)
+		time.Sleep(68 * time.Second)
 		running(1)
 		time.Sleep(2 * time.Second)
 		running(0)
@@ -48,7 +48,9 @@ func TestWindow(t *testing.T) {
 // each, and none in between.
 func TestAnExpectedRequestFindsAnInstance(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := start(t, throttled(1))
+		rev := throttled(1)
+		rev.Spec().IdleTimeout = 2 * time.Minute
+		p := start(t, rev)
 		p.rt.Plan(pooltest.Plan{StartTime: time.Second})
 		cold := 0
 		var existed time.Duration

@@ -1,11 +1,17 @@
 package instancepool
 
-import "time"
+import (
+	"math"
+	"time"
+)
 
 // The parts that the averages of a load are kept in.
 const (
 	shortParts = 60 // of a second: the last minute
 	longParts  = 60 // of ten seconds: the last ten minutes
+	// trendParts is what a trend is seen over, and against the same before and the
+	// same before that.
+	trendParts = 3
 	// meanOver is about how many requests the mean time of one is taken over.
 	meanOver = 200
 )
@@ -46,6 +52,22 @@ func (l *load) finish() {
 		l.done /= 2
 		l.held /= 2
 	}
+}
+
+// trend is the mean number of requests of the last few seconds, and by how much it
+// grows per second, as far as that is more than chance and not a step.
+func (l *load) trend() (now, growth float64) {
+	now = l.short.lastParts(trendParts, 0)
+	before, earlier := l.short.lastParts(trendParts, trendParts), l.short.lastParts(trendParts, 2*trendParts)
+	grown := min(now-before, before-earlier)
+	if grown <= math.Sqrt(before+1) {
+		return now, 0
+	}
+	// After a step it has grown too, but does so no longer.
+	if growth = grown / trendParts; l.short.lastParts(2, 0)-l.short.lastParts(2, 2) < growth/10 {
+		return now, 0
+	}
+	return now, growth
 }
 
 // service is the mean time that a request holds its slot, or 0 while no request
@@ -98,6 +120,17 @@ func (w *window) turn(part int64) {
 		w.total -= *at
 		*at = 0
 	}
+}
+
+// lastParts is the average of n whole parts, of which so many are younger.
+func (w *window) lastParts(n, younger int) float64 {
+	sum := 0.0
+	for i := range n {
+		if part := w.last - int64(younger+i) - 1; part >= 0 {
+			sum += w.sums[part%int64(len(w.sums))]
+		}
+	}
+	return sum / (time.Duration(n) * w.part).Seconds()
 }
 
 // mean is the average of the last parts, or since it is known if that is less.

@@ -65,3 +65,29 @@ func TestHeldFollows(t *testing.T) {
 		t.Errorf("held %s after a thousand requests of 100ms", held)
 	}
 }
+
+func TestTrend(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		load func(second int) int
+		want float64
+	}{
+		{"none", func(int) int { return 50 }, 0},
+		{"a ramp", func(s int) int { return 10 * s }, 10},
+		{"a ramp, down", func(s int) int { return 500 - 10*s }, 0},
+		{"a step, two seconds ago", func(s int) int { return 100 * min(1, max(0, s-27)) }, 0},
+		{"a step, five seconds ago", func(s int) int { return 100 * min(1, max(0, s-24)) }, 0},
+		{"a step, eight seconds ago", func(s int) int { return 100 * min(1, max(0, s-21)) }, 0},
+		{"chance", func(s int) int { return 100 + (s*7919)%13 }, 0},
+		{"hardly any", func(s int) int { return s / 10 }, 0},
+	} {
+		began := time.Now()
+		l := newLoad(began)
+		for second := range 30 {
+			l.advance(began.Add(time.Duration(second+1)*time.Second), test.load(second), 0)
+		}
+		if _, growth := l.trend(); math.Abs(growth-test.want) > 0.01 {
+			t.Errorf("%s: it grows by %.2f per second, want %.2f", test.name, growth, test.want)
+		}
+	}
+}

@@ -71,6 +71,9 @@ type Snapshot struct {
 	// Load is the mean number of requests, waiting and in flight, over the last minute
 	// and over the last ten.
 	Load [2]float64
+	// Recent is the mean number of requests over the last few seconds, Growth by how
+	// much it grows per second; 0 when it does not.
+	Recent, Growth float64
 	// CPU is the mean number of processors that all instances together have used in
 	// the last minute.
 	CPU float64
@@ -136,9 +139,6 @@ type Pool struct {
 	rev  *revisions.Revision
 	spec *revisions.Spec // the revision's
 	opts Options
-	// target is the number of requests from which an instance is no longer
-	// preferred over others with fewer.
-	target int
 
 	ctx    context.Context // ends when the pool lets go of its instances
 	cancel context.CancelFunc
@@ -155,6 +155,9 @@ type Pool struct {
 	waiters   queue
 	awaiting  []*await
 	floor     int // instances that Await wants
+	// target is the number of requests from which an instance is no longer
+	// preferred over others with fewer, see spread.
+	target    int
 	free      int // slots
 	inFlight  int
 	ready     int
@@ -206,7 +209,7 @@ func New(rev *revisions.Revision, opts Options) *Pool {
 		opts.Active = func() {}
 	}
 	spec := rev.Spec()
-	p := &Pool{rev: rev, spec: spec, opts: opts, target: max(1, spec.Concurrency*7/10), done: make(chan struct{}), load: newLoad(time.Now())}
+	p := &Pool{rev: rev, spec: spec, opts: opts, target: spec.Concurrency, done: make(chan struct{}), load: newLoad(time.Now())}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	return p
 }
@@ -354,8 +357,9 @@ func (p *Pool) alive() int { return p.ready + p.starting + p.suspects }
 // take gives a free slot of the best instance to a request, or returns nil.
 // Requests are gathered on few instances up to target, so that the others can
 // go idle and be frozen. Only when all that are awake have that many a frozen one is
-// thawed, and when there is none they are spread over all. Of several idle
-// instances the one used last is taken, whose caches are warm. The caller holds mu.
+// thawed, and when there is none they are spread over all: which matters when target
+// is below the limit. Of several idle instances the one used last is taken, whose
+// caches are warm. The caller holds mu.
 func (p *Pool) take() *Instance {
 	for _, list := range []*freeList{&p.below, &p.cold, &p.above} {
 		if i := list.head; i != nil {
@@ -554,6 +558,7 @@ func (p *Pool) snapshot() Snapshot {
 		Held: p.load.service(), Startup: p.opts.Startups.Mean(),
 		Load: [2]float64{p.load.short.mean(now), p.load.long.mean(now)}, CPU: p.cpu,
 	}
+	s.Recent, s.Growth = p.load.trend()
 	if w := p.waiters.head; w != nil {
 		s.Oldest = now.Sub(w.since)
 	}

@@ -312,35 +312,80 @@ func TestTheInstanceUsedLastIsTakenFirst(t *testing.T) {
 
 // Requests gather on few instances, so that the others may go idle, but no
 // instance is filled to the brim while others have little to do.
-func TestRequestsGatherUpToTheTargetAndThenSpread(t *testing.T) {
+// Requests are gathered on as few instances as can take them, unless these are
+// busy: then each is spared from 7 of 10 of its slots on.
+func TestRequestsGather(t *testing.T) {
+	type step struct {
+		more int
+		want []int
+	}
+	for name, test := range map[string]struct {
+		cpu   time.Duration // that each instance uses in a second
+		steps []step
+	}{
+		"with CPU to spare": {100 * time.Millisecond, []step{
+			{7, []int{0, 0, 7}}, {7, []int{0, 4, 10}}, {7, []int{1, 10, 10}}, {9, []int{10, 10, 10}},
+		}},
+		"without": {900 * time.Millisecond, []step{
+			{7, []int{0, 0, 7}}, {7, []int{0, 7, 7}}, {7, []int{7, 7, 7}}, {3, []int{8, 8, 8}}, {6, []int{10, 10, 10}},
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				rev := revision(10)
+				rev.Spec().CPU = 1
+				p := start(t, rev)
+				if err := p.Await(t.Context(), 3); err != nil {
+					t.Fatal(err)
+				}
+				for range 2 {
+					if found, active := p.Measure(); len(found) != 3 || !active {
+						t.Fatalf("Measure() = %+v, %t", found, active)
+					}
+					time.Sleep(time.Second)
+					for _, i := range p.rt.Instances() {
+						i.Replan(func(pl *pooltest.Plan) { pl.Usage.CPU += test.cpu })
+					}
+				}
+				p.Measure()
+				loads := func() []int {
+					var all []int
+					for _, i := range p.Status().Instances {
+						all = append(all, i.InFlight)
+					}
+					slices.Sort(all)
+					return all
+				}
+				for _, step := range test.steps {
+					for range step.more {
+						p.need()
+					}
+					equal(t, "requests in each instance", loads(), step.want)
+					p.check()
+				}
+			})
+		})
+	}
+}
+
+// What is frozen need not be measured: it cannot have changed.
+func TestMeasure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := start(t, revision(10)) // target: 7
-		if err := p.Await(t.Context(), 3); err != nil {
-			t.Fatal(err)
+		p := start(t, throttled(1))
+		p.rt.Plan(pooltest.Plan{Usage: instancepool.Usage{Memory: 30 << 20}})
+		p.need().Release()
+		found, active := p.Measure()
+		if len(found) != 1 || found[0].Memory != 30<<20 || !active {
+			t.Fatalf("Measure() = %+v, %t", found, active)
 		}
-		loads := func() []int {
-			var all []int
-			for _, i := range p.Status().Instances {
-				all = append(all, i.InFlight)
-			}
-			slices.Sort(all)
-			return all
+		time.Sleep(moment)
+		if found, active = p.Measure(); len(found) != 1 || active {
+			t.Errorf("once it is frozen: Measure() = %+v, %t", found, active)
 		}
-		for _, step := range []struct {
-			more int
-			want []int
-		}{
-			{7, []int{0, 0, 7}},
-			{7, []int{0, 7, 7}},
-			{7, []int{7, 7, 7}},
-			{3, []int{8, 8, 8}},
-			{6, []int{10, 10, 10}},
-		} {
-			for range step.more {
-				p.need()
-			}
-			equal(t, "requests in each instance", loads(), step.want)
+		if found, active = p.Measure(); len(found) != 0 || active {
+			t.Errorf("since it is frozen: Measure() = %+v, %t", found, active)
 		}
+		equal(t, "memory", p.Status().Instances[0].Usage.Memory, int64(30<<20))
 	})
 }
 

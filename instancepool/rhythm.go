@@ -12,13 +12,17 @@ const (
 	restMin = 5 * time.Second
 	restMax = 8 * 24 * time.Hour
 	// restRatio is by how much the classes of pauses differ.
-	restRatio = 1.05
+	restRatio = 1.02
 	// restsKept is how many pauses count; older ones fade.
 	restsKept = 200
 	// A pause is expected when so many like it were seen, and they are at least this
 	// part of all that had lasted as long.
 	rhythmSeen  = 3
 	rhythmShare = 0.5
+	// That a pause will not end in time is believed when so many have lasted as long,
+	// and at most this part of them ended in time.
+	vainSeen  = 4
+	vainShare = 0.05
 )
 
 var restClasses = restClass(restMax) + 1
@@ -42,9 +46,6 @@ type Rest struct {
 	// present one has.
 	Seen, Of int
 }
-
-// Sure reports whether it has hardly ever been otherwise.
-func (r Rest) Sure() bool { return r.Seen*10 >= r.Of*9 }
 
 func restClass(d time.Duration) int {
 	return int(math.Log(float64(d)/float64(restMin)) / math.Log(restRatio))
@@ -74,6 +75,34 @@ func (r *Rhythm) Note(pause time.Duration) {
 	}
 }
 
+// InVain reports whether, after a pause that has lasted so long, hardly ever a
+// request has come by a time.
+func (r *Rhythm) InVain(lasted, by time.Duration) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.total < vainSeen {
+		return false
+	}
+	inTime, all, last := 0, 0, restClass(by)
+	for class := r.after(lasted); class < len(r.seen); class++ {
+		n := int(r.seen[class])
+		all += n
+		if class <= last {
+			inTime += n
+		}
+	}
+	return all >= vainSeen && float64(inTime) <= vainShare*float64(all)
+}
+
+// after is the class of the pauses that are longer than one that has lasted so
+// long. The caller holds mu.
+func (r *Rhythm) after(lasted time.Duration) int {
+	if lasted < restMin {
+		return 0
+	}
+	return restClass(lasted) + 1
+}
+
 // Next tells when the next request is due after a pause that has lasted so long
 // already, or false when nothing is known.
 func (r *Rhythm) Next(lasted time.Duration) (Rest, bool) {
@@ -82,13 +111,9 @@ func (r *Rhythm) Next(lasted time.Duration) (Rest, bool) {
 	if r.total < rhythmSeen {
 		return Rest{}, false
 	}
-	first := 0
-	if lasted > restMin {
-		first = restClass(lasted) + 1
-	}
 	var rest Rest
 	from, to, gap := -1, -1, 0
-	for class := first; class < len(r.seen); class++ {
+	for class := r.after(lasted); class < len(r.seen); class++ {
 		n := int(r.seen[class])
 		rest.Of += n
 		switch {

@@ -49,8 +49,8 @@ type Scaling struct {
 	Concurrency float64
 	// CPU is the same for the part of an instance's CPUs that is used.
 	CPU float64
-	// Window, when not 0, is how long an instance is kept idle beyond those that the
-	// load of the same time needs on the average. IdleTimeout bounds all of them.
+	// Window, when not 0, is what the load is averaged over: an idle instance beyond
+	// those that the average needs is not kept. IdleTimeout bounds all of them.
 	Window time.Duration
 	// Activation is how many instances are started when there is none; 0 and 1: as
 	// many as are needed.

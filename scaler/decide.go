@@ -12,6 +12,18 @@ import (
 // of a request to be in doubt.
 const leastDoubt = 10 * time.Millisecond
 
+const (
+	// trendLag is how old the middle of what a trend is seen in is.
+	trendLag = 1500 * time.Millisecond
+	// keepPart is the part of their slots that the average load has of the instances
+	// that are kept for it, where there is no target (Knative: target utilization).
+	keepPart = 0.8
+)
+
+// busyPart of what busy instances will serve is for those who wait now: the rest
+// is for those who come meanwhile.
+const busyPart = 0.5
+
 // The reasons of a start.
 const (
 	whyWaiting = "requests waited"
@@ -74,7 +86,7 @@ func forWaiting(s instancepool.Snapshot, parallel int) (n int, again time.Durati
 		again = doubt - s.Oldest
 	}
 	held, turn := s.Held.Seconds(), s.Startup.Seconds()
-	perSecond := float64(s.InFlight) / held
+	perSecond := busyPart * float64(s.InFlight) / held
 	// Those that start already are taken to be half done.
 	slots, since := float64(s.Starting*s.Concurrency), turn/2
 	for at := turn; n < all; at += turn {
@@ -98,7 +110,8 @@ func forWaiting(s instancepool.Snapshot, parallel int) (n int, again time.Durati
 }
 
 // ahead is how many instances there should be for the load to be within the
-// targets: that of the last minute, unless less than that is going on now.
+// targets: that of the last minute, unless less than that is going on now. A load
+// that grows is looked at as what it will be when a start that begins now is done.
 // Source: Cloud Run: about instance autoscaling.
 func ahead(s instancepool.Snapshot, spec *revisions.Spec) int {
 	now := float64(s.InFlight + s.Waiting)
@@ -108,6 +121,12 @@ func ahead(s instancepool.Snapshot, spec *revisions.Spec) int {
 	n := 0
 	if t := spec.Scaling.Concurrency; t > 0 {
 		n = ceil(min(s.Load[0], now) / t)
+	}
+	if s.Growth > 0 {
+		// What is started now is there after a start: by then it is to be enough, and
+		// the same again for the starts that follow.
+		soon := s.Recent + s.Growth*(trendLag+2*s.Startup).Seconds()
+		n = max(n, ceil(soon/float64(spec.Concurrency)))
 	}
 	if t := spec.Scaling.CPU; t > 0 && spec.CPU > 0 {
 		n = max(n, ceil(s.CPU/(t*spec.CPU)))
@@ -123,7 +142,7 @@ func keep(s instancepool.Snapshot, spec *revisions.Spec) int {
 	}
 	per := spec.Scaling.Concurrency
 	if per == 0 {
-		per = float64(spec.Concurrency)
+		per = keepPart * float64(spec.Concurrency)
 	}
 	return max(s.Min, ceil(load/per))
 }

@@ -171,7 +171,8 @@ type victimOrders struct {
 	Round    int
 }
 
-// victim is that process: it starts and stops instances until it is killed.
+// victim is that process: it starts and stops instances, some of them prepared
+// before, until it is killed.
 func victim(text string) error {
 	var orders victimOrders
 	if err := json.Unmarshal([]byte(text), &orders); err != nil {
@@ -188,10 +189,29 @@ func victim(text string) error {
 		if err == nil && n%2 == 1 {
 			err = h.Stop(context.Background(), 0)
 		}
+		if err == nil {
+			err = prepareSome(r, orders, n)
+		}
 		if err != nil {
 			return err
 		}
 	}
+}
+
+// prepareSome prepares an instance, and then starts, discards or leaves it.
+func prepareSome(r *Runtime, orders victimOrders, n int) error {
+	p, err := r.Prepare(context.Background(), instancepool.StartSpec{
+		ID: fmt.Sprintf("hello-00001-p%dn%d", orders.Round, n), Revision: orders.Revision,
+	})
+	switch {
+	case err != nil:
+		return err
+	case n%3 == 0:
+		return p.Discard(context.Background())
+	case n%3 == 1:
+		_, err = p.Start(context.Background(), nil)
+	}
+	return err
 }
 
 // TestProcessKilled kills a process between any two steps of its starts and

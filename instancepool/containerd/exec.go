@@ -17,8 +17,13 @@ import (
 const execRemoval = 5 * time.Second
 
 // Exec implements instancepool.Execer: the command runs as the container's own
-// process does, with its user, environment and limits.
+// process does, with its user, environment and limits. A frozen instance is thawed
+// for it, and stays so.
 func (h *handle) Exec(ctx context.Context, command []string) (err error) {
+	if err := h.enter(ctx); err != nil {
+		return fmt.Errorf("running %s: %w", command[0], err)
+	}
+	defer h.leave()
 	ctx = withNamespace(ctx, h.r.opts.Namespace)
 	spec, err := h.processes[0].container.Spec(ctx)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 )
 
 // writeFiles makes the files that an instance finds in its /etc.
@@ -37,6 +38,24 @@ func writeFiles(dir, hostname, address string) error {
 		}
 	}
 	return nil
+}
+
+// noteStart notes when the instance was started: its container's record only says
+// when it was made, which may be much earlier.
+func noteStart(dir string, at time.Time) error {
+	if err := os.Chtimes(filepath.Join(dir, "hostname"), at, at); err != nil {
+		return fmt.Errorf("noting the start: %w", err)
+	}
+	return nil
+}
+
+// startedAt is what noteStart has noted, or made if that is not there.
+func startedAt(dir string, made time.Time) time.Time {
+	info, err := os.Stat(filepath.Join(dir, "hostname"))
+	if err != nil {
+		return made
+	}
+	return info.ModTime()
 }
 
 func removeFiles(dir string) error {

@@ -33,9 +33,13 @@ type handle struct {
 	started   time.Time
 	processes []*process // the first one gets the requests
 
-	over  sync.Once
+	end   sync.Once
 	ended chan struct{}
 	first *process // which ended first; written before ended is closed
+
+	finish   sync.Once
+	over     chan struct{} // closed when the instance has ended or is to end
+	freezing freezing
 
 	stopping chan struct{} // holds one token: of the one Stop at work; guards gone
 	gone     bool
@@ -44,7 +48,8 @@ type handle struct {
 func (r *Runtime) newHandle(id string, rev *revisions.Revision, net attachment, processes []*process) *handle {
 	return &handle{
 		r: r, id: id, rev: rev, net: net, processes: processes,
-		ended: make(chan struct{}), stopping: make(chan struct{}, 1),
+		ended: make(chan struct{}), over: make(chan struct{}), stopping: make(chan struct{}, 1),
+		freezing: newFreezing(processes),
 	}
 }
 
@@ -82,7 +87,7 @@ func (h *handle) Exit() instancepool.Exit {
 // watch begins to watch the processes, which may not have been started yet.
 func (h *handle) watch() error {
 	for _, p := range h.processes {
-		if err := p.watch(h.end); err != nil {
+		if err := p.watch(h.noteEnd); err != nil {
 			h.forget()
 			return err
 		}
@@ -90,13 +95,18 @@ func (h *handle) watch() error {
 	return nil
 }
 
-// end notes that a process has ended, and with it the instance.
-func (h *handle) end(p *process) {
-	h.over.Do(func() {
+// noteEnd notes that a process has ended, and with it the instance.
+func (h *handle) noteEnd(p *process) {
+	h.end.Do(func() {
 		h.first = p
 		close(h.ended)
 	})
+	h.noteOver()
 }
+
+// noteOver notes that the instance has ended or is to end: nobody may freeze it
+// any more.
+func (h *handle) noteOver() { h.finish.Do(func() { close(h.over) }) }
 
 // forget ends the watch.
 func (h *handle) forget() {
@@ -120,6 +130,7 @@ func (h *handle) Stop(ctx context.Context, grace time.Duration) error {
 	if h.gone {
 		return nil
 	}
+	h.noteOver()
 	if err := h.endAll(ctx, grace); err != nil {
 		h.release(err)
 		return fmt.Errorf("stopping %s: %w", h.id, err)
@@ -152,12 +163,16 @@ func (h *handle) release(err error) {
 	}
 }
 
-// endAll ends the processes, all at the same time: politely first.
+// endAll ends the processes, all at the same time: politely first. Signals do
+// nothing to frozen ones.
 func (h *handle) endAll(ctx context.Context, grace time.Duration) error {
 	for _, step := range []struct {
 		signal syscall.Signal
 		wait   time.Duration
 	}{{syscall.SIGTERM, grace}, {syscall.SIGKILL, killTimeout}} {
+		if err := h.thaw(ctx); err != nil {
+			return err
+		}
 		for _, p := range h.processes {
 			if err := p.signal(step.signal); err != nil {
 				return err

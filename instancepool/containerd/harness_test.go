@@ -103,7 +103,28 @@ func (f *fixture) close() {
 	if link, err := netlink.LinkByName(f.opts.bridge()); err == nil {
 		f.check(netlink.LinkDel(link))
 	}
+	for _, dir := range f.cgroups("") {
+		if err := os.Remove(dir); err != nil && !missing(err) {
+			f.t.Error(err)
+		}
+	}
 	f.check(f.client.Close())
+}
+
+// cgroups are the directories of a cgroup of the namespace's, in all hierarchies.
+func (f *fixture) cgroups(id string) []string {
+	f.t.Helper()
+	var all []string
+	for _, pattern := range []string{cgroupRoot, cgroupRoot + "/*"} {
+		dirs, err := filepath.Glob(pattern + cgroupPath(f.opts.Namespace, id))
+		f.check(err)
+		for _, dir := range dirs {
+			if info, err := os.Stat(dir); err == nil && info.IsDir() {
+				all = append(all, dir)
+			}
+		}
+	}
+	return all
 }
 
 // image imports the probe image under a name.
@@ -300,6 +321,7 @@ func (f *fixture) leftovers(networks int) []string {
 	}
 	add("leases", 0, names, err)
 	add("shims", 0, f.shims(), nil)
+	add("cgroups", 0, f.cgroups("*"), nil)
 	add("files", 0, entries(filepath.Join(f.opts.StateDir, "files")), nil)
 	add("mounts", networks, f.mounts(), nil)
 	add("network namespaces", networks, entries(filepath.Join(f.opts.StateDir, "netns")), nil)

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/netns"
 	cnins "github.com/containernetworking/plugins/pkg/ns"
 	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 
 	"github.com/fairway-run/fairway/test/containerdtest"
@@ -194,29 +196,85 @@ func TestMasquerade(t *testing.T) {
 	want("in the end", -1)
 }
 
-// Networks of either kind can be masqueraded, once each.
+// Networks of either kind can be masqueraded, once each: what was there of another
+// subnet of the same kind is replaced.
 func TestMasqueradeTwice(t *testing.T) {
 	if reason := containerdtest.Missing(); reason != "" {
 		t.Skip(reason)
 	}
-	for _, subnet := range []string{"10.191.0.0/16", "10.191.3.128/25", "fd00:fa1::/64"} {
-		const bridge = "fw-test"
-		p := netip.MustParsePrefix(subnet)
-		for range 2 {
-			if err := masquerade(bridge, p); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if n := rules(t, bridge); n != 1 {
-			t.Errorf("%s: %d rules", subnet, n)
-		}
-		for range 2 {
-			if err := unmasquerade(bridge, p); err != nil {
-				t.Error(err)
-			}
-		}
-		if n := rules(t, bridge); n != -1 {
-			t.Errorf("%s: %d rules are left", subnet, n)
+	const bridge = "fw-test"
+	masqueraded := func(want ...string) {
+		t.Helper()
+		if got := subnets(t, bridge); !slices.Equal(got, want) {
+			t.Errorf("masqueraded are %q; want %q", got, want)
 		}
 	}
+	four, narrower, six := netip.MustParsePrefix("10.191.0.0/16"), netip.MustParsePrefix("10.191.3.128/25"), netip.MustParsePrefix("fd00:fa1::/64")
+	for _, subnet := range []netip.Prefix{four, four, narrower, six, six} {
+		if err := masquerade(bridge, subnet); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = unmasquerade(bridge, subnet) })
+		if subnet.Addr().Is4() {
+			masqueraded(subnet.String())
+		}
+	}
+	masqueraded(narrower.String(), six.String())
+	for _, subnet := range []netip.Prefix{six, six} {
+		if err := unmasquerade(bridge, subnet); err != nil {
+			t.Error(err)
+		}
+	}
+	masqueraded(narrower.String())
+	if err := unmasquerade(bridge, four); err != nil { // the kind says which
+		t.Error(err)
+	}
+	if n := rules(t, bridge); n != -1 {
+		t.Errorf("%d rules are left", n)
+	}
+}
+
+// subnets are those that the rules of a bridge's tables are about, as the kernel
+// has them, in order.
+func subnets(t *testing.T, bridge string) []string {
+	t.Helper()
+	c, err := nftables.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	tables, err := c.ListTables()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []string
+	for _, table := range tables {
+		if table.Name != bridge {
+			continue
+		}
+		rules, err := c.GetRules(table, &nftables.Chain{Name: "postrouting"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, rule := range rules {
+			all = append(all, sourceOf(rule))
+		}
+	}
+	slices.Sort(all)
+	return all
+}
+
+// sourceOf is the network of a rule's first comparison, which is about the
+// packet's source.
+func sourceOf(rule *nftables.Rule) string {
+	bits := 0
+	for _, e := range rule.Exprs {
+		switch e := e.(type) {
+		case *expr.Bitwise:
+			bits, _ = net.IPMask(e.Mask).Size()
+		case *expr.Cmp:
+			address, _ := netip.AddrFromSlice(e.Data)
+			return netip.PrefixFrom(address, bits).String()
+		}
+	}
+	return "none"
 }

@@ -71,6 +71,8 @@ func (a attachment) port(otherwise int) int {
 type network interface {
 	// attach returns a network for an instance that listens on port.
 	attach(ctx context.Context, port int) (attachment, error)
+	// yield leaves the address to the instance, which is about to be started.
+	yield(id string)
 	// detach removes a network and gives its address back. It is idempotent.
 	detach(ctx context.Context, id string) error
 	// adopt notes that a network from an earlier process is in use.
@@ -292,6 +294,8 @@ func (n *bridgeNetwork) detach(ctx context.Context, id string) error {
 	return nil
 }
 
+func (n *bridgeNetwork) yield(string) {} // nobody else has it
+
 func (n *bridgeNetwork) unuse(id string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -449,11 +453,13 @@ func (n *bridgeNetwork) close() error {
 
 // hostNetwork gives each instance a port of the host's loopback interface.
 type hostNetwork struct {
-	mu   sync.Mutex // guards used
-	used map[string]bool
+	mu sync.Mutex // guards used
+	// used holds the addresses that are taken. Until an instance is started, which may
+	// be long after it was prepared, its port is kept from the host's other programs.
+	used map[string]net.Listener
 }
 
-func newHostNetwork() *hostNetwork { return &hostNetwork{used: make(map[string]bool)} }
+func newHostNetwork() *hostNetwork { return &hostNetwork{used: make(map[string]net.Listener)} }
 
 func (n *hostNetwork) attach(ctx context.Context, _ int) (attachment, error) {
 	n.mu.Lock()
@@ -464,13 +470,22 @@ func (n *hostNetwork) attach(ctx context.Context, _ int) (attachment, error) {
 			return attachment{}, fmt.Errorf("looking for a free port: %w", err)
 		}
 		address := l.Addr().String()
+		if _, taken := n.used[address]; !taken { // by an instance that does not listen yet
+			n.used[address] = l
+			return attachment{ID: address, Address: address}, nil
+		}
 		if err := l.Close(); err != nil {
 			return attachment{}, fmt.Errorf("looking for a free port: %w", err)
 		}
-		if !n.used[address] { // taken by an instance that does not listen yet
-			n.used[address] = true
-			return attachment{ID: address, Address: address}, nil
-		}
+	}
+}
+
+func (n *hostNetwork) yield(id string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if l := n.used[id]; l != nil {
+		_ = l.Close()
+		n.used[id] = nil
 	}
 }
 
@@ -480,6 +495,7 @@ func (n *hostNetwork) detach(_ context.Context, id string) error {
 }
 
 func (n *hostNetwork) unuse(id string) {
+	n.yield(id)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	delete(n.used, id)
@@ -488,9 +504,22 @@ func (n *hostNetwork) unuse(id string) {
 func (n *hostNetwork) adopt(id string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.used[id] = true
+	if _, known := n.used[id]; !known {
+		n.used[id] = nil
+	}
+}
+
+func (n *hostNetwork) close() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, l := range n.used {
+		if l != nil {
+			_ = l.Close()
+		}
+	}
+	clear(n.used)
+	return nil
 }
 
 func (n *hostNetwork) sweep(context.Context) error       { return nil }
 func (n *hostNetwork) fill(context.Context, *zap.Logger) {}
-func (n *hostNetwork) close() error                      { return nil }

@@ -30,7 +30,8 @@ type process struct {
 	container client.Container
 	task      client.Task
 
-	pidfd    *os.File // closed when the process has ended, or by forget
+	pidfd    *os.File        // closed when the process has ended, or by forget
+	conn     syscall.RawConn // to pidfd
 	watching sync.WaitGroup
 	exited   chan struct{}
 	exit     instancepool.Exit // written before exited is closed
@@ -59,13 +60,12 @@ func (p *process) watch(ended func(*process)) error {
 		return fmt.Errorf("watching process %d: %w", p.pid(), err)
 	}
 	p.pidfd = os.NewFile(uintptr(fd), "pidfd") // non-blocking: the Go runtime polls it
-	conn, err := p.pidfd.SyscallConn()
-	if err != nil {
+	if p.conn, err = p.pidfd.SyscallConn(); err != nil {
 		_ = p.pidfd.Close()
 		return fmt.Errorf("watching process %d: %w", p.pid(), err)
 	}
 	p.watching.Go(func() {
-		err := conn.Read(func(fd uintptr) bool { return hasEnded(int(fd)) })
+		err := p.conn.Read(func(fd uintptr) bool { return hasEnded(int(fd)) })
 		if err != nil {
 			return // closed: nobody wants to know any more
 		}
@@ -75,6 +75,14 @@ func (p *process) watch(ended func(*process)) error {
 		_ = p.pidfd.Close()
 	})
 	return nil
+}
+
+// hasEnded reports whether the process has ended, or is not watched any more. It
+// knows it before exited is closed.
+func (p *process) hasEnded() bool {
+	ended := true
+	_ = p.conn.Control(func(fd uintptr) { ended = hasEnded(int(fd)) }) // it fails once pidfd is closed
+	return ended
 }
 
 // hasEnded reports whether the process of a pidfd has ended.
@@ -160,12 +168,8 @@ func (p *process) oomKilled() bool {
 
 // signal sends a signal, unless the process has ended.
 func (p *process) signal(sig syscall.Signal) error {
-	conn, err := p.pidfd.SyscallConn()
-	if err != nil {
-		return err
-	}
 	var sent error
-	err = conn.Control(func(fd uintptr) { sent = unix.PidfdSendSignal(int(fd), sig, nil, 0) })
+	err := p.conn.Control(func(fd uintptr) { sent = unix.PidfdSendSignal(int(fd), sig, nil, 0) })
 	err = errors.Join(err, sent)
 	if err == nil || errors.Is(err, unix.ESRCH) || p.hasExited() {
 		return nil

@@ -40,6 +40,7 @@ type Runtime struct {
 	opts    Options
 	log     *zap.Logger
 	network network
+	cgroups cgroups
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -50,7 +51,7 @@ type Runtime struct {
 	client   *client.Client
 	locks    locks
 	handles  map[string]*handle   // by ID: what runs, until nothing is left of it
-	starting map[string]bool      // IDs that Start is at work on
+	starting map[string]*handle   // by ID: what is being made, or prepared; nil as long as it has no process
 	lost     map[string]*handle   // by ID: what could not be ended or removed and goes, even if it runs; nil if never started
 	specs    map[string]*specBase // by revision
 }
@@ -62,8 +63,8 @@ func New(opts Options) (*Runtime, error) {
 		return nil, err
 	}
 	r := &Runtime{
-		opts: opts, log: opts.Logger, dirty: make(chan struct{}, 1),
-		handles: make(map[string]*handle), starting: make(map[string]bool), lost: make(map[string]*handle),
+		opts: opts, log: opts.Logger, cgroups: newCgroups(cgroupRoot), dirty: make(chan struct{}, 1),
+		handles: make(map[string]*handle), starting: make(map[string]*handle), lost: make(map[string]*handle),
 		specs: make(map[string]*specBase),
 	}
 	r.ctx, r.cancel = context.WithCancel(namespaces.WithNamespace(context.Background(), opts.Namespace))
@@ -110,7 +111,8 @@ func (r *Runtime) connect() (*client.Client, error) {
 	return c, nil
 }
 
-// Close implements instancepool.Runtime. Instances go on running.
+// Close implements instancepool.Runtime. Instances go on running. Those that are
+// prepared only are of no use any more: the next process's sweep removes them.
 func (r *Runtime) Close() error {
 	r.mu.Lock()
 	c, taken := r.client, r.locks
@@ -118,9 +120,11 @@ func (r *Runtime) Close() error {
 	for _, h := range r.handles {
 		handles = append(handles, h)
 	}
-	for _, h := range r.lost {
-		if h != nil {
-			handles = append(handles, h)
+	for _, more := range []map[string]*handle{r.starting, r.lost} {
+		for _, h := range more {
+			if h != nil {
+				handles = append(handles, h)
+			}
 		}
 	}
 	r.cancel()

@@ -35,39 +35,12 @@ const specsKept = 256
 const revisionURL = "run.fairway/revision.json"
 
 // Start implements instancepool.Runtime.
-func (r *Runtime) Start(ctx context.Context, spec instancepool.StartSpec) (_ instancepool.Handle, err error) {
-	c, err := r.connect()
+func (r *Runtime) Start(ctx context.Context, spec instancepool.StartSpec) (instancepool.Handle, error) {
+	p, err := r.prepare(ctx, spec)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("starting %s: %w", spec.ID, err)
 	}
-	r.mu.Lock()
-	if r.starting[spec.ID] || r.handles[spec.ID] != nil {
-		r.mu.Unlock()
-		return nil, fmt.Errorf("starting %s: it exists", spec.ID)
-	}
-	r.starting[spec.ID] = true
-	r.mu.Unlock()
-	s := &start{r: r, client: c, spec: spec}
-	h, err := s.run(ctx)
-	undone := true
-	if err != nil {
-		undone = s.undo()
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	delete(r.starting, spec.ID)
-	if !undone || errors.Is(err, context.DeadlineExceeded) || errdefs.IsDeadlineExceeded(err) {
-		r.lose(spec.ID, nil) // at the deadline of a call: it may have an effect yet
-	}
-	if err != nil {
-		return nil, fmt.Errorf("starting %s: %w", spec.ID, explain(ctx, err))
-	}
-	if r.ctx.Err() != nil { // while it was started; the next process adopts it
-		h.forget()
-		return nil, fmt.Errorf("starting %s: %w", spec.ID, errClosed)
-	}
-	r.handles[spec.ID] = h
-	return h, nil
+	return p.Start(ctx, spec.Observe)
 }
 
 // start is one start in progress, with the steps that undo what it has done.
@@ -77,6 +50,8 @@ type start struct {
 	spec   instancepool.StartSpec
 	undos  []func(context.Context) error
 	began  time.Time
+
+	members []*member // of the instance, the one that gets the requests first
 }
 
 func (s *start) onFailure(undo func(context.Context) error) { s.undos = append(s.undos, undo) }
@@ -96,10 +71,24 @@ func (s *start) undo() bool {
 	return err == nil
 }
 
+// fail takes all back because of err, which it returns as callers are to see it.
+// What cannot be taken back is for the sweep.
+func (s *start) fail(ctx context.Context, err error) error {
+	undone := s.undo()
+	r := s.r
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.starting, s.spec.ID)
+	if !undone || errors.Is(err, context.DeadlineExceeded) || errdefs.IsDeadlineExceeded(err) {
+		r.lose(s.spec.ID, nil) // at the deadline of a call: it may have an effect yet
+	}
+	return explain(ctx, err)
+}
+
 // phase reports how long the phase took that ends here.
 func (s *start) phase(name string) {
 	now := time.Now()
-	if s.spec.Observe != nil && !s.began.IsZero() {
+	if s.spec.Observe != nil {
 		s.spec.Observe(name, now.Sub(s.began))
 	}
 	s.began = now
@@ -113,14 +102,16 @@ type member struct {
 	base      *specBase
 	inst      perInstance
 	container client.Container
-	process   *process
+	task      client.Task
 }
 
-func (s *start) run(ctx context.Context) (*handle, error) {
+// make makes all that the instance has, and its processes, which wait to be
+// started.
+func (s *start) make(ctx context.Context) (*handle, error) {
 	r, rev, id := s.r, s.spec.Revision, s.spec.ID
-	s.phase("")
-	members, err := s.members(ctx)
-	if err != nil {
+	s.began = time.Now()
+	var err error
+	if s.members, err = s.containers(ctx); err != nil {
 		return nil, err
 	}
 	net, err := r.network.attach(ctx, rev.Spec().Port.Number)
@@ -133,12 +124,12 @@ func (s *start) run(ctx context.Context) (*handle, error) {
 	if err := writeFiles(files, id, net.host()); err != nil {
 		return nil, err
 	}
-	if err := s.prepare(members, net); err != nil {
+	if err := s.equip(net); err != nil {
 		return nil, err
 	}
 	s.phase("network")
 
-	for _, m := range members {
+	for _, m := range s.members {
 		if err := s.create(ctx, m, net); err != nil {
 			return nil, err
 		}
@@ -147,12 +138,11 @@ func (s *start) run(ctx context.Context) (*handle, error) {
 
 	// All are made before the first one runs: what it does to a volume that they
 	// share cannot change what the others mount.
-	processes := make([]*process, len(members))
-	for i, m := range members {
-		if err := s.task(ctx, m); err != nil {
+	processes := make([]*process, len(s.members))
+	for i, m := range s.members {
+		if processes[i], err = s.task(ctx, m); err != nil {
 			return nil, err
 		}
-		processes[i] = m.process
 	}
 	s.phase("task")
 
@@ -160,18 +150,11 @@ func (s *start) run(ctx context.Context) (*handle, error) {
 	if err := h.watch(); err != nil {
 		return nil, err
 	}
-	if err := s.startAll(ctx, members, rev.Spec().StartOrder); err != nil {
-		h.forget()
-		return nil, err
-	}
-	h.started = time.Now()
-	s.phase("start")
 	return h, nil
 }
 
-// members returns the instance's containers, the one that gets the requests
-// first.
-func (s *start) members(ctx context.Context) ([]*member, error) {
+// containers returns what the instance's containers are made of.
+func (s *start) containers(ctx context.Context) ([]*member, error) {
 	rev := s.spec.Revision
 	ingress := rev.Spec().Container()
 	all := []*member{{c: ingress, id: s.spec.ID}}
@@ -197,14 +180,14 @@ func (s *start) members(ctx context.Context) ([]*member, error) {
 }
 
 // startAll starts the processes, in the order of their containers' names.
-func (s *start) startAll(ctx context.Context, members []*member, order []string) error {
-	for _, name := range order {
-		m := members[slices.IndexFunc(members, func(m *member) bool { return m.c.Name == name })]
+func (s *start) startAll(ctx context.Context) error {
+	for _, name := range s.spec.Revision.Spec().StartOrder {
+		m := s.members[slices.IndexFunc(s.members, func(m *member) bool { return m.c.Name == name })]
 		rpc, cancel, err := s.step(ctx)
 		if err != nil {
 			return err
 		}
-		err = m.process.task.Start(rpc)
+		err = m.task.Start(rpc)
 		cancel()
 		if err != nil {
 			return fmt.Errorf("starting the process: %w", m.inst.withoutValues(m.c, err))
@@ -224,13 +207,13 @@ func (s *start) step(ctx context.Context) (context.Context, context.CancelFunc, 
 	return rpc, cancel, nil
 }
 
-// prepare makes what the instance has of its own: its volumes, and what its
+// equip makes what the instance has of its own: its volumes, and what its
 // processes are told.
-func (s *start) prepare(members []*member, net attachment) error {
+func (s *start) equip(net attachment) error {
 	r, rev, id := s.r, s.spec.Revision, s.spec.ID
 	values := &lookups{values: r.opts.Values}
 	files := r.filesDir(id)
-	for i, m := range members {
+	for i, m := range s.members {
 		platform := rev.Env()
 		if i == 0 { // a sidecar gets no requests
 			platform = append(platform, "PORT="+strconv.Itoa(net.port(rev.Spec().Port.Number)))
@@ -251,7 +234,7 @@ func (s *start) prepare(members []*member, net attachment) error {
 	if err := vols.make(); err != nil {
 		return err
 	}
-	for _, m := range members {
+	for _, m := range s.members {
 		var err error
 		if m.inst.mounts, err = vols.mounts(m.c); err != nil {
 			return err
@@ -325,18 +308,16 @@ func newContainer(ctx context.Context, c *client.Client, id string, opts ...clie
 }
 
 // task makes a container's process, which waits to be started.
-func (s *start) task(ctx context.Context, m *member) error {
+func (s *start) task(ctx context.Context, m *member) (*process, error) {
 	rpc, cancel, err := s.step(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer cancel()
-	task, err := m.container.NewTask(rpc, cio.LogFile(m.log))
-	if err != nil {
-		return fmt.Errorf("creating the process: %w", m.inst.withoutValues(m.c, err))
+	if m.task, err = m.container.NewTask(rpc, cio.LogFile(m.log)); err != nil {
+		return nil, fmt.Errorf("creating the process: %w", m.inst.withoutValues(m.c, err))
 	}
-	m.process = s.r.newProcess(m.container, task, m.log)
-	return nil
+	return s.r.newProcess(m.container, m.task, m.log), nil
 }
 
 // snapshot returns an option that gives an instance its file system. It is what

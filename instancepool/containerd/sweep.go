@@ -109,7 +109,7 @@ func (r *Runtime) sweep(ctx context.Context) error {
 			left = errors.Join(left, removeCgroup(path), removeCgroup(sidecarID(path, "*")))
 		}
 	}
-	left = errors.Join(left, r.sweepSnapshots(ctx, c), r.sweepFiles(), r.network.sweep(ctx))
+	left = errors.Join(left, r.sweepShims(ctx, c), r.sweepSnapshots(ctx, c), r.sweepFiles(), r.network.sweep(ctx))
 	switch {
 	case left == nil:
 		r.mu.Lock()
@@ -150,11 +150,17 @@ func instances(containers []client.Container) map[string][]client.Container {
 	return all
 }
 
-// busy reports whether an instance is known to run or being started.
+// busy reports whether an instance is known to run, or being started or prepared.
 func (r *Runtime) busy(id string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.starting[id] || r.handles[id] != nil
+	return r.known(id)
+}
+
+// known is busy for a caller that holds mu.
+func (r *Runtime) known(id string) bool {
+	_, starting := r.starting[id]
+	return starting || r.handles[id] != nil
 }
 
 // keep makes a handle known, unless the instance has become known meanwhile.
@@ -198,7 +204,7 @@ func (r *Runtime) load(ctx context.Context, id string, group []client.Container)
 		return nil, nil
 	}
 	h := r.newHandle(id, rev, attachment{ID: info.Labels[labelNetwork], Address: info.Labels[labelAddress]}, processes)
-	h.started = info.CreatedAt
+	h.started = startedAt(r.filesDir(id), info.CreatedAt)
 	if err := h.watch(); err != nil {
 		return nil, nil // it has just ended
 	}
@@ -278,6 +284,10 @@ func (r *Runtime) removeContainer(ctx context.Context, container client.Containe
 
 // removeTask ends the process of a container and its shim.
 func (r *Runtime) removeTask(ctx context.Context, container client.Container) error {
+	// Before the first call: the shim waits for what it asks of frozen processes.
+	if err := thawAll([]*freezer{r.cgroups.freezer(cgroupPath(r.opts.Namespace, container.ID()))}); err != nil {
+		return err
+	}
 	task, err := container.Task(ctx, nil)
 	if err == nil {
 		_, err = task.Delete(ctx, client.WithProcessKill)

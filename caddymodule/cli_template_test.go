@@ -160,7 +160,8 @@ spec: {template: {metadata: {annotations: {autoscaling.knative.dev/min-scale: "3
 			"autoscaling.knative.dev/min-scale: \"3\"",
 		},
 		{
-			"scaling by hand", "{}", []string{"--image=x", "--scaling=3"},
+			"scaling by hand", "{}",
+			[]string{"--image=x", "--scaling=3"},
 			"metadata:\n  annotations:\n    run.googleapis.com/manualInstanceCount: \"3\"\n    run.googleapis.com/scalingMode: manual\n",
 		},
 		{

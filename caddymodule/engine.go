@@ -185,11 +185,12 @@ func (e *engine) Destruct() error {
 func (e *engine) Instance(ev instancepool.Event) {
 	countInstance(ev)
 	level, msg := zapcore.InfoLevel, "instance "+ev.State.String()
-	switch {
-	case ev.State == instancepool.Failed:
+	switch ev.State {
+	case instancepool.Failed:
 		level = zapcore.ErrorLevel
-	case ev.State == instancepool.Frozen: // which is told only when it is not
+	case instancepool.Frozen: // which is told only when it is not
 		level, msg = zapcore.WarnLevel, "instance cannot be frozen"
+	default:
 	}
 	c := e.log.Check(level, msg)
 	if c == nil {

@@ -40,7 +40,7 @@ var (
 
 // liveCollector reads what runs at the time it is asked.
 type liveCollector struct {
-	instances, inFlight, queued, held    *prometheus.Desc
+	instances, inFlight, queued, held      *prometheus.Desc
 	budget, budgetUsed, evictions, pending *prometheus.Desc
 }
 

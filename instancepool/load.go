@@ -135,9 +135,6 @@ func (w *window) lastParts(n, younger int) float64 {
 
 // mean is the average of the last parts, or since it is known if that is less.
 func (w *window) mean(now time.Time) float64 {
-	span := min(now.Sub(w.began), w.part*time.Duration(len(w.sums)))
-	if span < w.part {
-		span = w.part
-	}
+	span := max(w.part, min(now.Sub(w.began), w.part*time.Duration(len(w.sums))))
 	return max(0, w.total) / span.Seconds()
 }

@@ -2,6 +2,7 @@ package simulator
 
 import (
 	"context"
+	"maps"
 	"strings"
 	"sync"
 	"testing"
@@ -86,9 +87,7 @@ func knativeService(t *testing.T, s service, annotations map[string]string) *ser
 	concurrency := int64(s.concurrency)
 	svc := &servingv1.Service{ObjectMeta: metav1.ObjectMeta{Name: s.name}}
 	svc.Spec.Template.Annotations = map[string]string{"autoscaling.knative.dev/max-scale": "1000"}
-	for key, value := range annotations {
-		svc.Spec.Template.Annotations[key] = value
-	}
+	maps.Copy(svc.Spec.Template.Annotations, annotations)
 	svc.Spec.Template.Spec.ContainerConcurrency = &concurrency
 	svc.Spec.Template.Spec.Containers = []corev1.Container{{Image: "app"}}
 	svc, err := revisions.Prepare(svc)

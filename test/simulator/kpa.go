@@ -31,7 +31,7 @@ type kpa struct {
 	buckets []float64 // mean concurrency by second
 	sum     float64   // of the present one
 	at      time.Duration
-	seen    int // requests at at
+	seen    int // requests, then
 
 	panicking bool
 	panicAt   time.Duration // when it was last over the threshold
@@ -68,7 +68,7 @@ func (k *kpa) observe() {
 // account fills the buckets up to now.
 func (k *kpa) account() {
 	for k.at < k.f.now {
-		end := min(k.f.now, (k.at/kpaBucket+1)*kpaBucket)
+		end := min(k.f.now, k.at.Truncate(kpaBucket)+kpaBucket)
 		k.sum += (end - k.at).Seconds() * float64(k.seen)
 		k.at = end
 		if end%kpaBucket == 0 {

@@ -133,8 +133,8 @@ func (w *window) lastParts(n, younger int) float64 {
 	return sum / (time.Duration(n) * w.part).Seconds()
 }
 
-// mean is the average of the last parts, or since it is known if that is less.
-func (w *window) mean(now time.Time) float64 {
-	span := max(w.part, min(now.Sub(w.began), w.part*time.Duration(len(w.sums))))
-	return max(0, w.total) / span.Seconds()
+// mean is the average of all parts. Before it was known the number was zero, so
+// that a burst does not pass for a load.
+func (w *window) mean() float64 {
+	return max(0, w.total) / (w.part * time.Duration(len(w.sums))).Seconds()
 }

@@ -20,13 +20,13 @@ func TestLoad(t *testing.T) {
 		held        time.Duration
 	}{
 		{"nothing", nil, 0, 0, 0},
-		{"one request of two seconds, now", []change{{2 * time.Second, 1, 0, 1}}, 1, 0.2, 2 * time.Second},
-		{"ten for a minute", []change{{time.Minute, 10, 0, 30}}, 10, 10, 20 * time.Second},
-		{"those that wait count, and hold no slot", []change{{time.Minute, 2, 3, 10}}, 5, 5, 12 * time.Second},
+		{"one request of two seconds, now", []change{{2 * time.Second, 1, 0, 1}}, 2. / 60, 2. / 600, 2 * time.Second},
+		{"ten for a minute", []change{{time.Minute, 10, 0, 30}}, 10, 1, 20 * time.Second},
+		{"those that wait count, and hold no slot", []change{{time.Minute, 2, 3, 10}}, 5, 0.5, 12 * time.Second},
 		{"of an hour only the last counts", []change{{time.Hour, 8, 0, 0}, {time.Minute, 2, 0, 0}}, 2, 7.4, 0},
-		{"a change within a part", []change{{500 * time.Millisecond, 4, 0, 0}, {59500 * time.Millisecond, 0, 0, 0}}, 2. / 60, 2. / 60, 0},
-		{"half a minute of nothing", []change{{30 * time.Second, 6, 0, 0}, {30 * time.Second, 0, 0, 0}}, 3, 3, 0},
-		{"two minutes of nothing", []change{{30 * time.Second, 6, 0, 0}, {2 * time.Minute, 0, 0, 0}}, 0, 1.2, 0},
+		{"a change within a part", []change{{500 * time.Millisecond, 4, 0, 0}, {59500 * time.Millisecond, 0, 0, 0}}, 2. / 60, 2. / 600, 0},
+		{"half a minute of nothing", []change{{30 * time.Second, 6, 0, 0}, {30 * time.Second, 0, 0, 0}}, 3, 0.3, 0},
+		{"two minutes of nothing", []change{{30 * time.Second, 6, 0, 0}, {2 * time.Minute, 0, 0, 0}}, 0, 0.3, 0},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			l, now := newLoad(began), began
@@ -37,7 +37,7 @@ func TestLoad(t *testing.T) {
 					l.finish()
 				}
 			}
-			short, long := l.short.mean(now), l.long.mean(now)
+			short, long := l.short.mean(), l.long.mean()
 			if math.Abs(short-test.short) > 0.2 || math.Abs(long-test.long) > 0.2 {
 				t.Errorf("means %.3f and %.3f, want %.3f and %.3f", short, long, test.short, test.long)
 			}

@@ -556,7 +556,7 @@ func (p *Pool) snapshot() Snapshot {
 		Ready: p.ready, Starting: p.starting, Suspect: p.suspects,
 		Concurrency: p.spec.Concurrency, Min: max(p.spec.MinInstances, p.min), Max: p.spec.MaxInstances,
 		Held: p.load.service(), Startup: p.opts.Startups.Mean(),
-		Load: [2]float64{p.load.short.mean(now), p.load.long.mean(now)}, CPU: p.cpu,
+		Load: [2]float64{p.load.short.mean(), p.load.long.mean()}, CPU: p.cpu,
 	}
 	s.Recent, s.Growth = p.load.trend()
 	if w := p.waiters.head; w != nil {

@@ -123,7 +123,7 @@ func TestCommandLine(t *testing.T) {
 	if got := revision("hello.run.test"); got != "hello-00001" {
 		t.Errorf("rolled back: served by %s", got)
 	}
-	h.cli("", "instances", "hello").wants(t, 0, "hello-00001-", "ready")
+	h.cli("", "instances", "hello").wants(t, 0, "hello-00001-", "requests waited")
 
 	// What is exported is what there is.
 	doc := h.cli("", "export", "hello").wants(t, 0).out

@@ -61,7 +61,7 @@ func (h *host) logSize(service, id string) int64 {
 // and serve on, the same processes.
 func TestCaddyKilled(t *testing.T) {
 	h := newHost(t)
-	config := h.caddyfile(h.vhost("hello", "concurrency 1", tellRevision) + h.vhost("chatty", "env LOG_RATE 1000000", tellRevision))
+	config := h.caddyfile(h.vhost("hello", "concurrency 1", tellRevision) + h.vhost("chatty", "env LOG_RATE 1000000", "cpu_throttling false", tellRevision))
 	h.start(config)
 	var wg sync.WaitGroup
 	for range 2 {
@@ -97,7 +97,7 @@ func TestCaddyKilled(t *testing.T) {
 		}
 		eventually(t, "all are ready", func() bool {
 			all := h.instances()
-			return len(all) == 3 && !slices.ContainsFunc(all, func(i instance) bool { return i.State != "ready" })
+			return len(all) == 3 && !slices.ContainsFunc(all, func(i instance) bool { return !i.up() })
 		})
 		if after := h.identities(); !slices.Equal(after, before) {
 			t.Errorf("instances %v; want %v", after, before)
@@ -211,7 +211,7 @@ func TestKilledWhileStarting(t *testing.T) {
 		// One that ran may have served before the new revision was ready.
 		eventually(t, "the config's revision serves", func() bool { return h.get("/env?name=VERSION").body == version })
 		eventually(t, "only it is left", func() bool {
-			return len(h.serviceNamed("hello").Revisions) == 1 && !slices.ContainsFunc(h.instances(), func(i instance) bool { return i.State != "ready" })
+			return len(h.serviceNamed("hello").Revisions) == 1 && !slices.ContainsFunc(h.instances(), func(i instance) bool { return !i.up() })
 		})
 		h.assertOnly(len(h.instances()))
 		h.kill()

@@ -363,6 +363,16 @@ func (h *host) validate(caddyfile string) error {
 // reload loads another config into the Caddy that runs. An equal one changes
 // nothing unless it is forced.
 func (h *host) reload(caddyfile string, force bool) error {
+	err := h.reloadOnce(caddyfile, force)
+	if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
+		// The admin endpoint restarts at each reload, and with it goes what the kernel
+		// has queued at its old listener.
+		return h.reloadOnce(caddyfile, force)
+	}
+	return err
+}
+
+func (h *host) reloadOnce(caddyfile string, force bool) error {
 	req, err := http.NewRequest(http.MethodPost, "http://"+h.admin+"/load", strings.NewReader(caddyfile))
 	if err != nil {
 		return err
@@ -648,6 +658,9 @@ type instance struct {
 	Address  string    `json:"address"`
 	Since    time.Time `json:"since"`
 }
+
+// up reports whether it takes requests, or will when it is thawed for one.
+func (i instance) up() bool { return i.State == "ready" || i.State == "frozen" }
 
 // instances are those of the admin API.
 func (h *host) instances() []instance {

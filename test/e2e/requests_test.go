@@ -41,7 +41,7 @@ func TestFirstRequest(t *testing.T) {
 	if len(all) != 1 {
 		t.Fatalf("instances: %+v; want one", all)
 	}
-	if i := all[0]; i.Service != "hello" || i.Revision != "hello-00001" || i.State != "ready" || i.PID == 0 || i.Address == "" || i.Since.IsZero() {
+	if i := all[0]; i.Service != "hello" || i.Revision != "hello-00001" || !i.up() || i.PID == 0 || i.Address == "" || i.Since.IsZero() {
 		t.Errorf("instance: %+v", i)
 	}
 	if ids := h.containers(); !slices.Equal(ids, []string{all[0].Instance}) {
@@ -275,7 +275,7 @@ func TestLeave(t *testing.T) {
 			within(t, time.Second, "the queue is empty", func() bool { return h.serviceNamed("hello").Queue == 0 })
 			eventually(t, "an instance is ready", func() bool {
 				all := h.instances()
-				return len(all) == 1 && all[0].State == "ready"
+				return len(all) == 1 && all[0].up()
 			})
 			release()
 			served, asked := 0, 0

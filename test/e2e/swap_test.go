@@ -150,7 +150,7 @@ func (h *host) besides(n int) string {
 	}
 	ids := make([]string, 0, n)
 	for _, i := range all {
-		if i.State != "ready" {
+		if !i.up() {
 			return fmt.Sprintf("instance %s is %s", i.Instance, i.State)
 		}
 		ids = append(ids, i.Instance)

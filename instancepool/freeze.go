@@ -13,6 +13,8 @@ const (
 	freezeAfter = 50 * time.Millisecond
 	// thawTimeout bounds a freeze or a thaw, which take about a millisecond.
 	thawTimeout = 2 * time.Second
+	// exitNoticed is how long the end of a process may take to be noticed.
+	exitNoticed = 20 * time.Millisecond
 	// freezeAgain is the pause after a freeze that failed.
 	freezeAgain = time.Minute
 )
@@ -59,6 +61,9 @@ func (p *Pool) freeze(i *Instance) {
 	if err == nil || p.ctx.Err() != nil {
 		return
 	}
+	if ended(i.handle) {
+		return // that is why, and run says so
+	}
 	p.mu.Lock()
 	i.noFreeze = time.Now().Add(freezeAgain)
 	p.mu.Unlock()
@@ -76,6 +81,18 @@ func (p *Pool) freeze(i *Instance) {
 	e := p.event(i, i.handle, Frozen, "it runs on without a request")
 	e.Err = err
 	p.opts.Observe(e)
+}
+
+// ended reports whether a process has ended, which may be noticed a moment later.
+func ended(h Handle) bool {
+	moment := time.NewTimer(exitNoticed)
+	defer moment.Stop()
+	select {
+	case <-h.Exited():
+		return true
+	case <-moment.C:
+		return false
+	}
 }
 
 // thaw returns when i, which a request has been admitted to, has the CPU again.
@@ -118,16 +135,12 @@ func (p *Pool) wakeUp(i *Instance) {
 // lostInIce gives up an instance that does not thaw: it is stopped, and
 // another takes its requests.
 func (p *Pool) lostInIce(i *Instance, err error) {
+	gone := ended(i.handle)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.wakeUp(i)
-	if i.state != Ready || p.detached {
-		return
-	}
-	select {
-	case <-i.handle.Exited():
-		return // that is why, and run says so
-	default:
+	if gone || i.state != Ready || p.detached {
+		return // run says why
 	}
 	p.setState(i, Draining)
 	p.askToStop(i, "it does not thaw: "+err.Error())

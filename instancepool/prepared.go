@@ -5,8 +5,9 @@ import (
 	"time"
 )
 
-// discardTimeout bounds the removal of an instance that was prepared in vain.
-const discardTimeout = 30 * time.Second
+// discardTimeout bounds the removal of an instance that was prepared in vain: a
+// pool that lets go waits for it. What is left then is the engine's to remove.
+const discardTimeout = 3 * time.Second
 
 // ahead is an instance that is prepared.
 type ahead struct {

@@ -2,57 +2,42 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"os"
-	"os/exec"
-	"regexp"
-	"slices"
-	"strconv"
 	"time"
-
-	"github.com/fairway-run/fairway/test/containerdtest"
 )
 
-const (
-	connections = 64
-	warmRounds  = 5
-)
+const warmRounds = 5
 
 // warm compares the throughput of a ready instance through Fairway with that of
 // Caddy's own reverse_proxy to the same instance, in the same process.
-func warm(ctx context.Context, daemon *containerdtest.Daemon, caddy string, length time.Duration) (err error) {
-	if _, err := exec.LookPath("wrk"); err != nil {
-		return errors.New("wrk is missing: apt-get install wrk")
+func warm(ctx context.Context, s *settings, h *host) (err error) {
+	if err := needWrk(); err != nil {
+		return err
 	}
-	dir, err := os.MkdirTemp("", "fairway-bench-")
+	c, err := h.newCaddy()
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
-	const service = "\t\tconcurrency 1000\n\t\tinstances 1 1"
-	stop, err := runCaddy(ctx, caddy, config(daemon, dir, service, ""), dir)
+	defer c.close(&err)
+	// Never frozen: Fairway does not know of the requests of the other side.
+	ours := site(siteAddr, service("hello", helloImage, "concurrency 1000", "instances 1 1", "cpu_throttling false"))
+	if err := c.load(ctx, c.config(ours)); err != nil {
+		return err
+	}
+	address, err := c.address(ctx)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, stop()) }()
-	if _, err := firstByte(ctx, "http://"+siteAddr+"/"); err != nil {
+	if err := c.load(ctx, c.config(ours, site(proxyAddr, "\treverse_proxy "+address+"\n"))); err != nil {
 		return err
 	}
-	address := instances()[0].Address
-	if address == "" {
-		return errors.New("no instance runs")
-	}
-	proxy := fmt.Sprintf("http://%s {\n\tbind 127.0.0.1\n\treverse_proxy %s\n}\n", proxyAddr, address)
-	if err := reload(ctx, config(daemon, dir, service, proxy)); err != nil {
-		return err
-	}
-	var ours, theirs sides
+	length := time.Duration(s.seconds) * time.Second
+	var fairway, proxy sides
 	for range warmRounds {
-		if err := ours.measure(ctx, "http://"+siteAddr+"/", length); err != nil {
+		if err := fairway.measure(ctx, "http://"+siteAddr+"/", length); err != nil {
 			return err
 		}
-		if err := theirs.measure(ctx, "http://"+proxyAddr+"/", length); err != nil {
+		if err := proxy.measure(ctx, "http://"+proxyAddr+"/", length); err != nil {
 			return err
 		}
 	}
@@ -61,56 +46,35 @@ func warm(ctx context.Context, daemon *containerdtest.Daemon, caddy string, leng
 	row := func(name string, a, b float64, unit string) {
 		fmt.Printf("%-14s %10.0f%-2s %12.0f%-2s %8.2f\n", name, a, unit, b, unit, a/b)
 	}
-	row("requests/s", median(ours.rate), median(theirs.rate), "")
-	row("p50", median(ours.p50), median(theirs.p50), "µs")
-	row("p99", median(ours.p99), median(theirs.p99), "µs")
+	row("requests/s", median(fairway.rate), median(proxy.rate), "")
+	row("p50", median(fairway.p50), median(proxy.p50), "µs")
+	row("p99", median(fairway.p99), median(proxy.p99), "µs")
 	return nil
+}
+
+// address is where the only instance listens.
+func (c *caddy) address(ctx context.Context) (string, error) {
+	if _, err := firstByte(ctx, siteAddr); err != nil {
+		return "", err
+	}
+	all, err := c.instances(ctx)
+	if err != nil {
+		return "", err
+	}
+	if len(all) != 1 {
+		return "", fmt.Errorf("one instance should run; there are %s", count(all))
+	}
+	return all[0].Address, nil
 }
 
 // sides are the measurements of one of the two.
 type sides struct{ rate, p50, p99 []float64 }
 
-var (
-	rateLine    = regexp.MustCompile(`Requests/sec:\s+([0-9.]+)`)
-	latencyLine = regexp.MustCompile(`(?m)^\s+(50|99)%\s+([0-9.]+)(us|ms|s)$`)
-	errorLine   = regexp.MustCompile(`Non-2xx or 3xx responses|Socket errors`)
-)
-
 func (s *sides) measure(ctx context.Context, url string, length time.Duration) error {
-	out, err := exec.CommandContext(ctx, "wrk", "-t2", fmt.Sprintf("-c%d", connections),
-		fmt.Sprintf("-d%ds", int(length/time.Second)), "--latency", url).CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("wrk: %w\n%s", err, out)
-	}
-	if errorLine.Match(out) {
-		return fmt.Errorf("wrk met errors:\n%s", out)
-	}
-	rate := rateLine.FindSubmatch(out)
-	latencies := latencyLine.FindAllSubmatch(out, -1)
-	if rate == nil || len(latencies) != 2 {
-		return fmt.Errorf("reading wrk's output:\n%s", out)
-	}
-	n, err := strconv.ParseFloat(string(rate[1]), 64)
+	l, err := wrk(ctx, url, length)
 	if err != nil {
 		return err
 	}
-	s.rate = append(s.rate, n)
-	for _, l := range latencies {
-		n, err := strconv.ParseFloat(string(l[2]), 64)
-		if err != nil {
-			return err
-		}
-		n *= map[string]float64{"us": 1, "ms": 1e3, "s": 1e6}[string(l[3])]
-		if string(l[1]) == "50" {
-			s.p50 = append(s.p50, n)
-		} else {
-			s.p99 = append(s.p99, n)
-		}
-	}
+	s.rate, s.p50, s.p99 = append(s.rate, l.rate), append(s.p50, l.p50), append(s.p99, l.p99)
 	return nil
-}
-
-func median(all []float64) float64 {
-	all = slices.Sorted(slices.Values(all))
-	return all[len(all)/2]
 }

@@ -114,13 +114,18 @@ func forWaiting(s instancepool.Snapshot, parallel int) (n int, again time.Durati
 // that grows is looked at as what it will be when a start that begins now is done.
 // Source: Cloud Run: about instance autoscaling.
 func ahead(s instancepool.Snapshot, spec *revisions.Spec) int {
-	now := float64(s.InFlight + s.Waiting)
-	if now == 0 {
+	if s.InFlight+s.Waiting == 0 {
 		return 0
 	}
 	n := 0
 	if t := spec.Scaling.Concurrency; t > 0 {
-		n = ceil(min(s.Load[0], now) / t)
+		// Those that wait are not counted: what starts for them makes them wait longer
+		// where the CPU is short, and would ask for ever more.
+		n = ceil(min(s.Load[0], float64(s.InFlight)) / t)
+	} else {
+		// Clients that wait for their answers before they ask again make a queue that
+		// never gets long enough for a start to be sooner: one that stays is a load.
+		n = ceil(min(s.Recent, float64(s.InFlight+s.Waiting)) / float64(spec.Concurrency))
 	}
 	if s.Growth > 0 {
 		// What is started now is there after a start: by then it is to be enough, and

@@ -52,6 +52,8 @@ func TestDecideAhead(t *testing.T) {
 		{"within the target", instancepool.Snapshot{InFlight: 5, Ready: 1, Load: [2]float64{5, 5}}, half, 0, "", 1},
 		{"above it", instancepool.Snapshot{InFlight: 8, Ready: 1, Load: [2]float64{6, 1}}, half, 1, whyTarget, 2},
 		{"it was above, but is over", instancepool.Snapshot{InFlight: 1, Ready: 1, Load: [2]float64{9, 9}}, half, 0, "", 2},
+		{"a queue is not a load", instancepool.Snapshot{InFlight: 10, Waiting: 90, Starting: 9, Ready: 1, Load: [2]float64{90, 9}}, half, 0, "", 18},
+		{"without a target a queue that stays is", instancepool.Snapshot{InFlight: 10, Waiting: 20, Ready: 1, Recent: 30, Held: time.Millisecond, Startup: time.Second}, revisions.Scaling{CPU: 0.5}, 2, whyTarget, 0},
 		{"nothing is going on", instancepool.Snapshot{Load: [2]float64{9, 9}}, half, 0, "", 2},
 		{"off", instancepool.Snapshot{InFlight: 9, Ready: 1, Load: [2]float64{9, 9}}, revisions.Scaling{CPU: 0.5}, 0, "", 2},
 		{"it grows", instancepool.Snapshot{InFlight: 9, Ready: 1, Recent: 8, Growth: 2, Startup: time.Second}, revisions.Scaling{CPU: 0.5}, 1, whyTarget, 0},

@@ -22,11 +22,15 @@ const (
 )
 
 // idle measures what services cost that nobody asks: the processor time and the
-// wake-ups of Caddy, with one service and with many of which some have a frozen
-// instance, and the memory of each that has none.
+// wake-ups of Caddy, without Fairway, with one service and with many of which some
+// have a frozen instance, and the memory of each that has none.
 func idle(ctx context.Context, s *settings, h *host) (err error) {
 	if s.idle < 1 {
 		return errors.New("there must be an idle service")
+	}
+	bare, err := h.watchBare(ctx, s.window)
+	if err != nil {
+		return err
 	}
 	c, err := h.newCaddy()
 	if err != nil {
@@ -81,18 +85,35 @@ func idle(ctx context.Context, s *settings, h *host) (err error) {
 	}
 
 	fmt.Printf("idle, %s of each\n", s.window)
-	fmt.Printf("%-28s %16s %28s\n", "", "1 service", fmt.Sprintf("%d, and %d frozen instances", 1+s.idle, len(names)))
-	fmt.Printf("%-28s %15.3f%% %27.3f%%\n", "Caddy, of one processor", 100*alone.cpu, 100*full.cpu)
-	fmt.Printf("%-28s %16.1f %28.1f\n", "its wake-ups a second", alone.wakeUps, full.wakeUps)
-	fmt.Printf("%-28s %13.1f MB %25.1f MB\n", "its heap", megabytes(alone.heap), megabytes(full.heap))
-	fmt.Printf("%-28s %13.1f MB %25.1f MB\n", "its memory", megabytes(alone.resident), megabytes(full.resident))
+	fmt.Printf("%-28s %16s %16s %28s\n", "", "without Fairway", "1 service", fmt.Sprintf("%d, and %d frozen instances", 1+s.idle, len(names)))
+	row := func(name, format string, value func(cost) float64) {
+		cell := func(c cost) string { return fmt.Sprintf(format, value(c)) }
+		fmt.Printf("%-28s %16s %16s %28s\n", name, cell(bare), cell(alone), cell(full))
+	}
+	row("Caddy, of one processor", "%.3f %%", func(c cost) float64 { return 100 * c.cpu })
+	row("its wake-ups a second", "%.1f", func(c cost) float64 { return c.wakeUps })
+	row("its heap", "%.1f MB", func(c cost) float64 { return megabytes(c.heap) })
+	row("its memory", "%.1f MB", func(c cost) float64 { return megabytes(c.resident) })
 	each := float64(small.heap-alone.heap) / float64(s.idle)
 	resident := float64(small.resident-alone.resident) / float64(s.idle)
-	fmt.Printf("%-28s %16s %25.1f kB\n", "resident memory per service", "", resident/1e3)
+	fmt.Printf("%-28s %16s %16s %25.1f kB\n", "resident memory per service", "", "", resident/1e3)
 	var g goals
 	g.row("Caddy, of one processor", fmt.Sprintf("%.3f %%", 100*full.cpu), fmt.Sprintf("< %.1f %%", 100*idleCPU), full.cpu < idleCPU)
 	g.row("heap per idle service", fmt.Sprintf("%.1f kB", each/1e3), fmt.Sprintf("< %d kB", idleBytes/1000), each < idleBytes)
 	return g.err()
+}
+
+// watchBare watches a Caddy that has Fairway in it but not in its config.
+func (h *host) watchBare(ctx context.Context, window time.Duration) (now cost, err error) {
+	c, err := h.newCaddy()
+	if err != nil {
+		return now, err
+	}
+	defer c.close(&err)
+	if err := c.load(ctx, fmt.Sprintf("{\n\tadmin %s\n\tauto_https off\n}\n%s", adminAddr, site(siteAddr, "\trespond ok\n"))); err != nil {
+		return now, err
+	}
+	return c.watch(ctx, window)
 }
 
 // declare writes services into a file of the watched directory. None starts an

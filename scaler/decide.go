@@ -117,7 +117,7 @@ func ahead(s instancepool.Snapshot, spec *revisions.Spec) int {
 	if s.InFlight+s.Waiting == 0 {
 		return 0
 	}
-	n := 0
+	var n int
 	if t := spec.Scaling.Concurrency; t > 0 {
 		// Those that wait are not counted: what starts for them makes them wait longer
 		// where the CPU is short, and would ask for ever more.

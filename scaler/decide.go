@@ -129,8 +129,9 @@ func ahead(s instancepool.Snapshot, spec *revisions.Spec) int {
 	}
 	if s.Growth > 0 {
 		// What is started now is there after a start: by then it is to be enough, and
-		// the same again for the starts that follow.
-		soon := s.Recent + s.Growth*(trendLag+2*s.Startup).Seconds()
+		// the same again for the starts that follow. A queue grows too, and more by what
+		// starts: no more than twice what is being served is believed.
+		soon := min(s.Recent+s.Growth*(trendLag+2*s.Startup).Seconds(), 2*float64(s.InFlight))
 		n = max(n, ceil(soon/float64(spec.Concurrency)))
 	}
 	if t := spec.Scaling.CPU; t > 0 && spec.CPU > 0 {

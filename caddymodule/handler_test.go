@@ -18,10 +18,12 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	_ "github.com/caddyserver/caddy/v2/modules/metrics"
 
 	"github.com/fairway-run/fairway/instancepool"
 	"github.com/fairway-run/fairway/revisions"
+	"github.com/fairway-run/fairway/scaler"
 )
 
 // host is a Caddy with Fairway on a fake engine.
@@ -562,5 +564,33 @@ func TestAdminAPI(t *testing.T) {
 		}
 		err := route.Handler.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(http.MethodPost, route.Pattern, nil))
 		wantError(t, err, "method POST is not allowed")
+	}
+}
+
+// What keeps a request from an instance has Cloud Run's status.
+func TestRefuse(t *testing.T) {
+	start := func(err error) error {
+		return &instancepool.StartError{Revision: "hello-00001", Reason: "ResourcesUnavailable", Err: err, RetryAfter: 1500 * time.Millisecond}
+	}
+	for _, test := range []struct {
+		err    error
+		status int
+		retry  string
+	}{
+		{instancepool.ErrQueueFull, http.StatusTooManyRequests, "1"},
+		{fmt.Errorf("%w (10s)", instancepool.ErrNoInstance), http.StatusTooManyRequests, "1"},
+		{instancepool.ErrTimeout, http.StatusGatewayTimeout, ""},
+		{start(errors.New("exit")), http.StatusServiceUnavailable, "2"},
+		{start(instancepool.ErrNoRoom), http.StatusServiceUnavailable, "2"},
+		{fmt.Errorf("%w: hello", scaler.ErrDisabled), http.StatusServiceUnavailable, ""},
+		{fmt.Errorf("%w: hello", scaler.ErrNotReady), http.StatusServiceUnavailable, "1"},
+		{fmt.Errorf("%w: hello", scaler.ErrUnknownService), http.StatusNotFound, ""},
+	} {
+		rec := httptest.NewRecorder()
+		err := new(Handler).refuse(rec, httptest.NewRequest(http.MethodGet, "/", nil), "hello", test.err)
+		var answer caddyhttp.HandlerError
+		if !errors.As(err, &answer) || answer.StatusCode != test.status || rec.Header().Get("Retry-After") != test.retry {
+			t.Errorf("%v: %v, Retry-After %q; want %d, %q", test.err, err, rec.Header().Get("Retry-After"), test.status, test.retry)
+		}
 	}
 }

@@ -40,11 +40,7 @@ func (p *Pool) startIdling(i *Instance, now time.Time) {
 // lookIn has idled called. The caller holds mu.
 func (p *Pool) lookIn(i *Instance, now time.Time, after time.Duration) {
 	i.idleSet, i.idleEnd = true, now.Add(after)
-	if i.idle == nil {
-		i.idle = time.AfterFunc(after, func() { p.idled(i) })
-		return
-	}
-	i.idle.Reset(after)
+	i.idle = reset(i.idle, after, func() { p.idled(i) })
 }
 
 // idled freezes an instance that has been idle for a moment, and stops one that

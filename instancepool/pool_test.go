@@ -368,6 +368,32 @@ func TestRequestsGather(t *testing.T) {
 	}
 }
 
+// The CPU that instances use is told to whoever decides, in the mean of a minute.
+func TestMeasuredCPU(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var told instancepool.Snapshot // Decide is called by this goroutine, from Measure
+		p := startWith(t, revision(1), func(o *instancepool.Options, _ *pooltest.Runtime) {
+			decide := o.Decide
+			o.Decide = func(s instancepool.Snapshot) instancepool.Decision {
+				told = s
+				return decide(s)
+			}
+		})
+		lease := p.need()
+		synctest.Wait()
+		for range 120 {
+			p.Measure()
+			time.Sleep(5 * time.Second)
+			p.instance(lease).Replan(func(pl *pooltest.Plan) { pl.Usage.CPU += 4 * time.Second })
+		}
+		p.Measure()
+		if told.CPU < 0.79 || told.CPU > 0.81 {
+			t.Errorf("CPU: %.3f processors, want 0.8", told.CPU)
+		}
+		lease.Release()
+	})
+}
+
 // What is frozen need not be measured: it cannot have changed.
 func TestMeasure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -174,6 +174,14 @@ func TestMemoryBudget(t *testing.T) {
 	if len(stopped) != 1 || stopped[0].text("reason") != "its memory is needed" {
 		t.Errorf("the log says of the first one: %v", stopped)
 	}
+	metrics := h.metrics()
+	for series, want := range map[string]float64{
+		"caddy_fairway_evictions_total": 1, "caddy_fairway_memory_budget_bytes": 300 << 20, "caddy_fairway_starts_waiting_for_memory": 0,
+	} {
+		if got, ok := metrics[series]; !ok || got != want {
+			t.Errorf("metric %s is %v (%t); want %v", series, got, ok, want)
+		}
+	}
 	got := h.getFrom(t.Context(), "large", "/")
 	if got.status != http.StatusServiceUnavailable || got.header.Get("Retry-After") == "" {
 		t.Errorf("one that is too large: %s", got)

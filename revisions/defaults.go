@@ -67,13 +67,15 @@ const (
 // to get Cloud Run's defaults and limits.
 var knativeConfig = sync.OnceValue(func() *config.Config {
 	defaults, err := config.NewDefaultsConfigFromMap(map[string]string{
-		"revision-timeout-seconds":         "300",
-		"max-revision-timeout-seconds":     "3600",
-		"container-concurrency":            "80",
-		"container-concurrency-max-limit":  "1000",
-		"allow-container-concurrency-zero": "false",
-		"revision-cpu-limit":               DefaultCPU,
-		"revision-memory-limit":            DefaultMemory,
+		"revision-timeout-seconds":     "300",
+		"max-revision-timeout-seconds": "3600",
+		// Cloud Run bounds a request as a whole.
+		"revision-response-start-timeout-seconds": "0",
+		"container-concurrency":                   "80",
+		"container-concurrency-max-limit":         "1000",
+		"allow-container-concurrency-zero":        "false",
+		"revision-cpu-limit":                      DefaultCPU,
+		"revision-memory-limit":                   DefaultMemory,
 	})
 	if err != nil {
 		panic("revisions: constant Knative defaults: " + err.Error())

@@ -27,8 +27,16 @@ type Spec struct {
 	Port Port
 	// Concurrency is the hard limit of requests in flight in one instance, 1 to 1000.
 	Concurrency int
-	// Timeout bounds a request from its arrival, the wait for an instance included.
+	// Timeout bounds a request from its arrival until its response has ended, the wait
+	// for an instance included. What has switched protocols, a WebSocket, is free of
+	// it. Source: Cloud Run: request timeout.
 	Timeout time.Duration
+	// ResponseStart bounds it until its response begins; 0 means that only Timeout
+	// does. Source: Knative: responseStartTimeoutSeconds.
+	ResponseStart time.Duration
+	// StreamIdle bounds how long an instance that has the request may send nothing; 0
+	// means no bound. Source: Knative: idleTimeoutSeconds.
+	StreamIdle time.Duration
 	// MinInstances are kept running; MaxInstances is never exceeded.
 	MinInstances, MaxInstances int
 	// IdleTimeout is how long an instance may be without a request before it is stopped.
@@ -71,6 +79,14 @@ type Port struct {
 // not be modified.
 func (s *Spec) Container() *corev1.Container { return ingressContainer(&s.Template.Spec) }
 
+// AnswerWithin bounds a request from its arrival until its response begins.
+func (s *Spec) AnswerWithin() time.Duration {
+	if s.ResponseStart > 0 {
+		return min(s.ResponseStart, s.Timeout)
+	}
+	return s.Timeout
+}
+
 // newSpec reads a defaulted and validated template. What an error says can not be
 // read has its default.
 func newSpec(template servingv1.RevisionTemplateSpec) (*Spec, error) {
@@ -96,6 +112,8 @@ func newSpec(template servingv1.RevisionTemplateSpec) (*Spec, error) {
 		s.Concurrency = DefaultConcurrency
 	}
 	s.Timeout = time.Duration(deref(template.Spec.TimeoutSeconds, int64(DefaultTimeout/time.Second))) * time.Second
+	s.ResponseStart = time.Duration(deref(template.Spec.ResponseStartTimeoutSeconds, 0)) * time.Second
+	s.StreamIdle = time.Duration(deref(template.Spec.IdleTimeoutSeconds, 0)) * time.Second
 	s.MinInstances = a.integer(0, math.MaxInt32, 0, autoscaling.MinScaleAnnotation...)
 	s.MaxInstances = a.integer(0, math.MaxInt32, DefaultMaxInstances, autoscaling.MaxScaleAnnotation...)
 	s.InitialScale = a.integer(0, math.MaxInt32, -1, autoscaling.InitialScaleAnnotation...)

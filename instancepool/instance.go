@@ -8,6 +8,8 @@ import (
 	"net/http"
 	"strings"
 	"time"
+
+	"github.com/fairway-run/fairway/instancepool/http1"
 )
 
 // State is where an instance is in its life.
@@ -42,7 +44,7 @@ type Instance struct {
 	// handle and transport are set before the instance is first ready and never
 	// change after.
 	handle    Handle
-	transport *http.Transport
+	transport *carrier
 
 	// why says why it was started, ahead is what was prepared for it; neither changes.
 	why   string
@@ -87,46 +89,79 @@ func (i *Instance) Address() string { return i.handle.Address() }
 // Transport carries requests to this instance and to no other, over its own
 // connections, which end with it: a recycled address can never reach another
 // service.
-func (i *Instance) Transport() *http.Transport { return i.transport }
+func (i *Instance) Transport() http.RoundTripper { return i.transport }
+
+// HTTP1 carries ordinary requests to this instance over the same connections, with
+// less effort; nil if it is to be spoken to in HTTP/2.
+func (i *Instance) HTTP1() *http1.Transport {
+	if i.transport.two != nil {
+		return nil
+	}
+	return &i.transport.one
+}
 
 // Exited is closed when the instance's process has ended.
 func (i *Instance) Exited() <-chan struct{} { return i.handle.Exited() }
 
-func newTransport(h Handle) *http.Transport {
+// keepIdle is how long a connection is kept that no request needs.
+const keepIdle = 2 * time.Minute
+
+// carrier has an instance's connections.
+type carrier struct {
+	one http1.Transport
+	two *http.Transport // for a container that speaks HTTP/2, or nil
+}
+
+func newCarrier(h Handle) *carrier {
 	spec := h.Revision().Spec()
 	address := h.Address()
 	dialer := &net.Dialer{Timeout: 3 * time.Second, KeepAlive: 30 * time.Second}
-	t := &http.Transport{
-		// The proxy settings of Caddy's environment are not for its own instances,
-		// and bytes pass through as they are.
-		Proxy:              nil,
-		DisableCompression: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			conn, err := dialer.DialContext(ctx, "tcp", address)
-			if err != nil {
-				return nil, &DialError{Instance: h.ID(), Err: err}
-			}
-			// The address is free for others only after the exit: a connection made
-			// before it is to the instance.
-			select {
-			case <-h.Exited():
-				_ = conn.Close()
-				return nil, &DialError{Instance: h.ID(), Err: errExited}
-			default:
-				return conn, nil
-			}
-		},
-		MaxIdleConnsPerHost:   spec.Concurrency,
-		IdleConnTimeout:       2 * time.Minute,
-		ExpectContinueTimeout: time.Second,
-		ReadBufferSize:        16 << 10,
-		WriteBufferSize:       16 << 10,
+	dial := func(ctx context.Context) (net.Conn, error) {
+		conn, err := dialer.DialContext(ctx, "tcp", address)
+		if err != nil {
+			return nil, &DialError{Instance: h.ID(), Err: err}
+		}
+		// The address is free for others only after the exit: a connection made
+		// before it is to the instance.
+		select {
+		case <-h.Exited():
+			_ = conn.Close()
+			return nil, &DialError{Instance: h.ID(), Err: errExited}
+		default:
+			return conn, nil
+		}
 	}
+	c := &carrier{one: http1.Transport{Dial: dial, MaxIdle: spec.Concurrency, IdleTimeout: keepIdle}}
 	if spec.Port.H2C {
-		t.Protocols = new(http.Protocols)
-		t.Protocols.SetUnencryptedHTTP2(true)
+		c.two = &http.Transport{
+			// The proxy settings of Caddy's environment are not for its own instances,
+			// and bytes pass through as they are.
+			Proxy:              nil,
+			DisableCompression: true,
+			DialContext:        func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
+			IdleConnTimeout:    keepIdle,
+			Protocols:          new(http.Protocols),
+		}
+		c.two.Protocols.SetUnencryptedHTTP2(true)
 	}
-	return t
+	return c
+}
+
+// RoundTrip implements http.RoundTripper. HTTP/2 knows no upgrades: a WebSocket to
+// a container that speaks it begins with HTTP/1.1 all the same.
+func (c *carrier) RoundTrip(r *http.Request) (*http.Response, error) {
+	if c.two != nil && r.Header["Upgrade"] == nil {
+		return c.two.RoundTrip(r)
+	}
+	return c.one.RoundTrip(r)
+}
+
+// CloseIdleConnections closes what no request uses now.
+func (c *carrier) CloseIdleConnections() {
+	c.one.CloseIdleConnections()
+	if c.two != nil {
+		c.two.CloseIdleConnections()
+	}
 }
 
 // DialError means that no connection to an instance could be made: not one byte

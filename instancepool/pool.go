@@ -296,7 +296,7 @@ func (p *Pool) slot(ctx context.Context, since time.Time, instance string) (gran
 // slow app must not be refused because it is slow. The caller holds mu.
 // Source: Cloud Run: pending requests.
 func (p *Pool) patience(since time.Time) (time.Duration, error) {
-	patience, late := p.spec.Timeout-time.Since(since), ErrTimeout
+	patience, late := p.spec.AnswerWithin()-time.Since(since), ErrTimeout
 	mean := p.opts.Startups.Mean()
 	if mean == 0 || !p.rev.Pinned() {
 		return patience, late
@@ -710,7 +710,7 @@ func (p *Pool) becomeReady(i *Instance, h Handle) error {
 	if i.stopSent || p.detached {
 		return errUnwanted
 	}
-	i.handle, i.transport = h, newTransport(h)
+	i.handle, i.transport = h, newCarrier(h)
 	p.makeReady(i)
 	i.readyAt = i.since
 	p.proven = true

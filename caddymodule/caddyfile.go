@@ -168,6 +168,8 @@ var reserved = []string{
 //		initial_scale <number>
 //		idle_timeout  <duration>
 //		timeout       <duration>
+//		response_start_timeout <duration>
+//		response_idle_timeout  <duration>
 //		queue_depth   <number>
 //		prepared      <number>
 //		window        <duration>
@@ -321,6 +323,10 @@ func (p *serviceParser) option() error {
 		err = p.duration(&s.IdleTimeout)
 	case "timeout":
 		err = p.duration(&s.Timeout)
+	case "response_start_timeout":
+		err = p.duration(&s.ResponseStartTimeout)
+	case "response_idle_timeout":
+		err = p.duration(&s.ResponseIdleTimeout)
 	case "startup_probe":
 		err = p.probe()
 	default:

@@ -87,6 +87,9 @@ func TestCaddyfileErrors(t *testing.T) {
 		{"env PORT 1", `"PORT" is a reserved environment variable`},
 		{"timeout 2h", "timeout 2h0m0s is not in whole seconds up to 1h0m0s"},
 		{"timeout 1.5s", "timeout 1.5s is not in whole seconds"},
+		{"response_start_timeout 301s", "response_start_timeout 5m1s is not in whole seconds up to 5m0s"},
+		{"timeout 10s\n response_idle_timeout 11s", "response_idle_timeout 11s is not in whole seconds up to 10s"},
+		{"response_idle_timeout 1ms", "response_idle_timeout 1ms is not in whole seconds"},
 		{"timeout soon", "timeout: 'soon' is not a duration above zero"},
 		{"idle_timeout 0s", "idle_timeout: '0s' is not a duration above zero"},
 		{"cpu fast", "cpu: \"fast\" is not an amount"},
@@ -218,7 +221,7 @@ func takeOrRefuse(t testing.TB, options string) (taken bool) {
 func TestRandomOptions(t *testing.T) {
 	names := []string{
 		"image", "command", "args", "port", "env", "concurrency", "instances", "initial_scale", "idle_timeout",
-		"timeout", "queue_depth", "cpu", "memory", "startup_probe", "header_up", "flush_interval", "period", "header",
+		"timeout", "response_start_timeout", "response_idle_timeout", "queue_depth", "cpu", "memory", "startup_probe", "header_up", "flush_interval", "period", "header",
 		"initial_delay", "failure_threshold", "prepared", "cpu_throttling", "concurrency_target", "cpu_target", "window", "to", "transport", "colour",
 	}
 	words := []string{

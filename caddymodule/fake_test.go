@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -62,7 +63,9 @@ var fakes sync.Map // name → *fakeRuntime
 
 // fakeRuntime serves handler from each of its instances.
 type fakeRuntime struct {
+	name    string
 	handler func(id string, rev *revisions.Revision) http.Handler
+	address string // of all instances, if it is not that of handler's server
 	opened  atomic.Int32
 	started atomic.Int32
 
@@ -71,10 +74,10 @@ type fakeRuntime struct {
 	failure error
 }
 
-func newFake(t *testing.T, handler func(id string, rev *revisions.Revision) http.Handler) *fakeRuntime {
+func newFake(t testing.TB, handler func(id string, rev *revisions.Revision) http.Handler) *fakeRuntime {
 	t.Helper()
-	rt := &fakeRuntime{handler: handler, running: make(map[string]*fakeHandle)}
-	fakes.Store(t.Name(), rt)
+	rt := &fakeRuntime{name: t.Name(), handler: handler, running: make(map[string]*fakeHandle)}
+	fakes.Store(rt.name, rt)
 	t.Cleanup(func() {
 		rt.mu.Lock()
 		defer rt.mu.Unlock()
@@ -143,10 +146,14 @@ func (h *fakeHandle) ID() string                    { return h.id }
 func (h *fakeHandle) Revision() *revisions.Revision { return h.rev }
 func (h *fakeHandle) PID() int                      { return 4242 }
 func (h *fakeHandle) Started() time.Time            { return h.since }
-func (h *fakeHandle) Address() string               { return h.server.Listener.Addr().String() }
-func (h *fakeHandle) Exited() <-chan struct{}       { return h.exited }
-func (h *fakeHandle) Exit() instancepool.Exit       { return instancepool.Exit{Code: 3, At: h.since} }
-func (h *fakeHandle) LogTail(int) string            { return "its last words" }
+
+func (h *fakeHandle) Address() string {
+	return cmp.Or(h.rt.address, h.server.Listener.Addr().String())
+}
+
+func (h *fakeHandle) Exited() <-chan struct{} { return h.exited }
+func (h *fakeHandle) Exit() instancepool.Exit { return instancepool.Exit{Code: 3, At: h.since} }
+func (h *fakeHandle) LogTail(int) string      { return "its last words" }
 
 func (h *fakeHandle) Stop(context.Context, time.Duration) error {
 	h.once.Do(func() {

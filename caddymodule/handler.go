@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"net/http"
 	"net/http/httptrace"
@@ -64,6 +65,7 @@ type Handler struct {
 	app   *App
 	log   *zap.Logger
 	proxy *reverseproxy.Handler
+	lean  bool // proxy has nothing to do for ordinary requests
 }
 
 // CaddyModule tells Caddy what the handler is.
@@ -117,6 +119,7 @@ func (h *Handler) provisionProxy(ctx caddy.Context) error {
 	if proxy.StreamCloseDelay == 0 {
 		proxy.StreamCloseDelay = caddy.Duration(defaultStreamCloseDelay)
 	}
+	h.lean = lean(proxy)
 	proxy.Transport = leasedTransport{}
 	proxy.DynamicUpstreams = leasedUpstream{}
 	if err := proxy.Provision(ctx); err != nil {
@@ -174,6 +177,9 @@ func (h *Handler) send(w http.ResponseWriter, r *http.Request, next caddyhttp.Ha
 	defer lease.Release()
 	x.take(r, lease)
 	countAcquired(lease)
+	if h.lean && lease.Instance().HTTP1() != nil && ordinary(r) {
+		return h.forward(w, r, x)
+	}
 	return h.proxy.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), exchangeKey{}, x)), next)
 }
 
@@ -212,63 +218,6 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, service string,
 	return caddyhttp.Error(status, err)
 }
 
-type exchangeKey struct{}
-
-// exchange is one request under its lease. When an instance could not be dialled,
-// the same exchange goes on with another lease.
-type exchange struct {
-	began  time.Time
-	lease  *instancepool.Lease
-	waited time.Duration // for all of its leases
-	cold   bool          // for any of them
-}
-
-func exchangeOf(r *http.Request) (*exchange, error) {
-	x, ok := r.Context().Value(exchangeKey{}).(*exchange)
-	if !ok {
-		return nil, errors.New("the request has no lease")
-	}
-	return x, nil
-}
-
-// take goes on under a lease and makes it visible to the rest of the config and
-// to the access log.
-func (x *exchange) take(r *http.Request, lease *instancepool.Lease) {
-	first := x.lease == nil
-	x.lease = lease
-	x.waited += lease.Waited
-	x.cold = x.cold || lease.Cold
-	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok && first {
-		repl.Map(x.placeholder)
-	}
-	if extra, ok := r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
-		rev := lease.Revision()
-		extra.Set(zap.String("fairway_service", rev.Service))
-		extra.Set(zap.String("fairway_revision", rev.Name))
-		extra.Set(zap.String("fairway_instance", lease.Instance().ID()))
-		extra.Set(zap.Duration("fairway_queue_duration", x.waited))
-		extra.Set(zap.Bool("fairway_cold_start", x.cold))
-	}
-}
-
-func (x *exchange) deadline() time.Time { return x.began.Add(x.lease.Revision().Spec().Timeout) }
-
-func (x *exchange) placeholder(key string) (any, bool) {
-	switch key {
-	case "http.fairway.service":
-		return x.lease.Revision().Service, true
-	case "http.fairway.revision":
-		return x.lease.Revision().Name, true
-	case "http.fairway.instance":
-		return x.lease.Instance().ID(), true
-	case "http.fairway.queue_duration":
-		return x.waited, true
-	case "http.fairway.cold_start":
-		return x.cold, true
-	}
-	return nil, false
-}
-
 // leasedUpstream tells the proxy where the request's instance is.
 type leasedUpstream struct{}
 
@@ -284,15 +233,16 @@ func (leasedUpstream) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, e
 // leasedTransport sends a request over the connections of its own instance.
 type leasedTransport struct{}
 
-// RoundTrip implements http.RoundTripper. It bounds the time until the response
-// begins; what comes after may take as long as the client stays.
+// RoundTrip implements http.RoundTripper. It bounds the response as the revision
+// wants, unless that switches protocols.
 func (leasedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	x, err := exchangeOf(r)
 	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancelCause(r.Context())
-	timer := time.AfterFunc(time.Until(x.deadline()), func() { cancel(instancepool.ErrTimeout) })
+	x.sent = time.Now()
+	timer := time.AfterFunc(time.Until(x.answerBy()), func() { cancel(instancepool.ErrTimeout) })
 	r.URL.Scheme = "http"
 	r.URL.Host = x.lease.Instance().Address()
 	// The transport itself tries some requests again when a connection breaks
@@ -310,13 +260,17 @@ func (leasedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	r = r.WithContext(ctx)
 	// The headers are those that the proxy has made for this attempt.
 	setForwarded(r.Header)
-	resp, err := x.lease.Instance().Transport().RoundTrip(r) //nolint:bodyclose // the proxy closes it
-	timer.Stop()
+	resp, err := x.lease.Instance().Transport().RoundTrip(r)
 	if err == nil {
-		// The context ends with the request's own, so that the body can be read
-		// until then.
+		if resp.StatusCode == http.StatusSwitchingProtocols {
+			timer.Stop() // the context ends with the request's own
+		} else {
+			resp.Body = &boundedBody{ReadCloser: resp.Body, x: x, r: r, cancel: cancel, timer: timer, stream: resp.ContentLength < 0}
+			timer.Reset(time.Until(x.readBy()))
+		}
 		return resp, nil
 	}
+	timer.Stop()
 	if sent && ctx.Err() == nil {
 		// Its end may not have been noticed yet: the next request must not meet it.
 		x.lease.Suspect()
@@ -330,6 +284,36 @@ func (leasedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	cancel(nil)
 	return nil, err
+}
+
+// boundedBody is a response's body that ends when its time is over.
+type boundedBody struct {
+	io.ReadCloser
+	x      *exchange
+	r      *http.Request
+	cancel context.CancelCauseFunc
+	timer  *time.Timer
+	stream bool // its length was not said
+}
+
+func (b *boundedBody) Read(p []byte) (int, error) {
+	if b.x.pauses() {
+		b.timer.Reset(time.Until(b.x.readBy()))
+	}
+	n, err := b.ReadCloser.Read(p)
+	if err != nil && b.stream && errors.Is(context.Cause(b.r.Context()), instancepool.ErrTimeout) {
+		b.x.cutShort(b.r)
+		err = io.EOF
+	}
+	return n, err
+}
+
+// Close implements io.Closer.
+func (b *boundedBody) Close() error {
+	err := b.ReadCloser.Close()
+	b.timer.Stop()
+	b.cancel(nil)
+	return err
 }
 
 var (

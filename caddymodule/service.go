@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -54,10 +55,16 @@ type Service struct {
 	// How long an instance may be without a request before it is stopped.
 	// Default: `15m`. Annotation `run.fairway/idle-timeout`.
 	IdleTimeout caddy.Duration `json:"idle_timeout,omitempty"`
-	// How long a request may take until its response begins, the wait for an
-	// instance included; whole seconds up to one hour. Default: `300s`. Knative:
+	// How long a request may take in all, the wait for an instance included; whole
+	// seconds up to one hour. WebSockets are free of it. Default: `300s`. Knative:
 	// `spec.template.spec.timeoutSeconds`.
 	Timeout caddy.Duration `json:"timeout,omitempty"`
+	// How long it may take until its response begins; whole seconds up to `timeout`.
+	// Default: `timeout`. Knative: `…responseStartTimeoutSeconds`.
+	ResponseStartTimeout caddy.Duration `json:"response_start_timeout,omitempty"`
+	// How long an instance that has the request may send nothing; whole seconds up to
+	// `timeout`. Default: `timeout`. Knative: `…idleTimeoutSeconds`.
+	ResponseIdleTimeout caddy.Duration `json:"response_idle_timeout,omitempty"`
 	// How many requests may wait for a free slot. Default: `10000`. Annotation
 	// `run.fairway/queue-depth`.
 	QueueDepth int `json:"queue_depth,omitempty"`
@@ -158,9 +165,13 @@ func (s *Service) knative(name string) (*servingv1.Service, error) {
 		n := int64(*s.Concurrency)
 		t.Spec.ContainerConcurrency = &n
 	}
-	if s.Timeout != 0 {
-		n := int64(time.Duration(s.Timeout) / time.Second)
-		t.Spec.TimeoutSeconds = &n
+	for field, d := range map[**int64]caddy.Duration{
+		&t.Spec.TimeoutSeconds: s.Timeout, &t.Spec.ResponseStartTimeoutSeconds: s.ResponseStartTimeout, &t.Spec.IdleTimeoutSeconds: s.ResponseIdleTimeout,
+	} {
+		if d != 0 {
+			n := int64(time.Duration(d) / time.Second)
+			*field = &n
+		}
 	}
 	t.Spec.Containers = []corev1.Container{c}
 	return revisions.Prepare(svc)
@@ -211,9 +222,19 @@ func (s *Service) check() error {
 	if s.Port < 0 || s.Port > 65535 {
 		return fmt.Errorf("port %d is not from 1 to 65535", s.Port)
 	}
-	t := time.Duration(s.Timeout)
-	if t < 0 || t > revisions.MaxTimeout || t%time.Second != 0 {
-		return fmt.Errorf("timeout %s is not in whole seconds up to %s", t, revisions.MaxTimeout)
+	most := time.Duration(cmp.Or(s.Timeout, caddy.Duration(revisions.DefaultTimeout)))
+	for _, f := range []struct {
+		name  string
+		value caddy.Duration
+		most  time.Duration
+	}{
+		{"timeout", s.Timeout, revisions.MaxTimeout},
+		{"response_start_timeout", s.ResponseStartTimeout, most},
+		{"response_idle_timeout", s.ResponseIdleTimeout, most},
+	} {
+		if t := time.Duration(f.value); t < 0 || t > f.most || t%time.Second != 0 {
+			return fmt.Errorf("%s %s is not in whole seconds up to %s", f.name, t, f.most)
+		}
 	}
 	if s.IdleTimeout < 0 {
 		return fmt.Errorf("idle_timeout %s is below zero", time.Duration(s.IdleTimeout))

@@ -1,0 +1,155 @@
+package caddymodule
+
+import (
+	"errors"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+
+	"github.com/fairway-run/fairway/instancepool"
+	"github.com/fairway-run/fairway/instancepool/http1"
+)
+
+type exchangeKey struct{}
+
+// exchange is one request under its lease. When an instance could not be dialled,
+// the same exchange goes on with another lease.
+type exchange struct {
+	began  time.Time
+	lease  *instancepool.Lease
+	waited time.Duration // for all of its leases
+	cold   bool          // for any of them
+
+	sent     time.Time // when its instance got it
+	latency  time.Duration
+	response *http.Response // of forward; nil until there is one
+
+	message http1.Request
+	fields  [7]http1.Field // room for those of message
+}
+
+func exchangeOf(r *http.Request) (*exchange, error) {
+	x, ok := r.Context().Value(exchangeKey{}).(*exchange)
+	if !ok {
+		return nil, errors.New("the request has no lease")
+	}
+	return x, nil
+}
+
+// take goes on under a lease and makes it visible to the rest of the config and
+// to the access log.
+func (x *exchange) take(r *http.Request, lease *instancepool.Lease) {
+	first := x.lease == nil
+	x.lease = lease
+	x.waited += lease.Waited
+	x.cold = x.cold || lease.Cold
+	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok && first {
+		repl.Map(x.placeholder)
+	}
+	if extra, ok := r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
+		rev := lease.Revision()
+		extra.Set(zap.String("fairway_service", rev.Service))
+		extra.Set(zap.String("fairway_revision", rev.Name))
+		extra.Set(zap.String("fairway_instance", lease.Instance().ID()))
+		extra.Set(zap.Duration("fairway_queue_duration", x.waited))
+		extra.Set(zap.Bool("fairway_cold_start", x.cold))
+	}
+}
+
+// answerBy is until when the response must have begun.
+func (x *exchange) answerBy() time.Time {
+	spec := x.lease.Revision().Spec()
+	by := x.began.Add(spec.AnswerWithin())
+	if spec.StreamIdle > 0 {
+		if idle := x.sent.Add(spec.StreamIdle); idle.Before(by) {
+			return idle
+		}
+	}
+	return by
+}
+
+// readBy is until when something more of the response must have come.
+func (x *exchange) readBy() time.Time {
+	spec := x.lease.Revision().Spec()
+	by := x.began.Add(spec.Timeout)
+	if spec.StreamIdle > 0 {
+		if idle := time.Now().Add(spec.StreamIdle); idle.Before(by) {
+			return idle
+		}
+	}
+	return by
+}
+
+// pauses tells whether readBy moves on with each part of the response.
+func (x *exchange) pauses() bool { return x.lease.Revision().Spec().StreamIdle > 0 }
+
+// cutShort notes that the response's time was over before the response. What has
+// begun without saying how long it would be ends as if that were all (Knative).
+func (x *exchange) cutShort(r *http.Request) {
+	if extra, ok := r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
+		extra.Set(zap.String("fairway_outcome", "timeout"))
+	}
+}
+
+func (x *exchange) placeholder(key string) (any, bool) {
+	if name, ok := strings.CutPrefix(key, "http.reverse_proxy."); ok && x.message.Method != "" {
+		return x.proxyPlaceholder(name)
+	}
+	switch key {
+	case "http.fairway.service":
+		return x.lease.Revision().Service, true
+	case "http.fairway.revision":
+		return x.lease.Revision().Name, true
+	case "http.fairway.instance":
+		return x.lease.Instance().ID(), true
+	case "http.fairway.queue_duration":
+		return x.waited, true
+	case "http.fairway.cold_start":
+		return x.cold, true
+	}
+	return nil, false
+}
+
+// proxyPlaceholder is what reverse_proxy sets, for a request that it has not seen.
+func (x *exchange) proxyPlaceholder(name string) (any, bool) {
+	address := x.lease.Instance().Address()
+	switch name {
+	case "upstream.address", "upstream.hostport":
+		return address, true
+	case "upstream.host", "upstream.port":
+		host, port, _ := net.SplitHostPort(address)
+		if name == "upstream.host" {
+			return host, true
+		}
+		return port, true
+	case "duration", "upstream.duration":
+		return time.Since(x.sent), true
+	case "duration_ms", "upstream.duration_ms":
+		return time.Since(x.sent).Seconds() * 1e3, true
+	case "retries":
+		return 0, true
+	}
+	if x.response == nil {
+		return nil, false
+	}
+	switch name {
+	case "upstream.latency":
+		return x.latency, true
+	case "upstream.latency_ms":
+		return x.latency.Seconds() * 1e3, true
+	case "status_code":
+		return x.response.StatusCode, true
+	case "status_text":
+		return x.response.Status, true
+	}
+	if field, ok := strings.CutPrefix(name, "header."); ok {
+		values, ok := x.response.Header[http.CanonicalHeaderKey(field)]
+		return strings.Join(values, ","), ok
+	}
+	return nil, false
+}

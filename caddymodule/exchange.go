@@ -10,6 +10,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 
 	"github.com/fairway-run/fairway/instancepool"
 	"github.com/fairway-run/fairway/instancepool/http1"
@@ -27,7 +28,11 @@ type exchange struct {
 
 	sent     time.Time // when its instance got it
 	latency  time.Duration
+	writer   http.ResponseWriter
 	response *http.Response // of forward; nil until there is one
+	// cut is set when the response's time was over before the response: what has begun
+	// without saying how long it would be ends as if that were all (Knative).
+	cut bool
 
 	message http1.Request
 	fields  [7]http1.Field // room for those of message
@@ -51,14 +56,24 @@ func (x *exchange) take(r *http.Request, lease *instancepool.Lease) {
 	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok && first {
 		repl.Map(x.placeholder)
 	}
-	if extra, ok := r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
-		rev := lease.Revision()
-		extra.Set(zap.String("fairway_service", rev.Service))
-		extra.Set(zap.String("fairway_revision", rev.Name))
-		extra.Set(zap.String("fairway_instance", lease.Instance().ID()))
-		extra.Set(zap.Duration("fairway_queue_duration", x.waited))
-		extra.Set(zap.Bool("fairway_cold_start", x.cold))
+	if extra, ok := r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok && first {
+		extra.Set(zap.Inline(x))
 	}
+}
+
+// MarshalLogObject implements zapcore.ObjectMarshaler: it adds to the access log
+// how the request went.
+func (x *exchange) MarshalLogObject(to zapcore.ObjectEncoder) error {
+	rev := x.lease.Revision()
+	to.AddString("fairway_service", rev.Service)
+	to.AddString("fairway_revision", rev.Name)
+	to.AddString("fairway_instance", x.lease.Instance().ID())
+	to.AddDuration("fairway_queue_duration", x.waited)
+	to.AddBool("fairway_cold_start", x.cold)
+	if x.cut {
+		to.AddString("fairway_outcome", "timeout")
+	}
+	return nil
 }
 
 // answerBy is until when the response must have begun.
@@ -87,14 +102,6 @@ func (x *exchange) readBy() time.Time {
 
 // pauses tells whether readBy moves on with each part of the response.
 func (x *exchange) pauses() bool { return x.lease.Revision().Spec().StreamIdle > 0 }
-
-// cutShort notes that the response's time was over before the response. What has
-// begun without saying how long it would be ends as if that were all (Knative).
-func (x *exchange) cutShort(r *http.Request) {
-	if extra, ok := r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
-		extra.Set(zap.String("fairway_outcome", "timeout"))
-	}
-}
 
 func (x *exchange) placeholder(key string) (any, bool) {
 	if name, ok := strings.CutPrefix(key, "http.reverse_proxy."); ok && x.message.Method != "" {

@@ -302,7 +302,7 @@ func (b *boundedBody) Read(p []byte) (int, error) {
 	}
 	n, err := b.ReadCloser.Read(p)
 	if err != nil && b.stream && errors.Is(context.Cause(b.r.Context()), instancepool.ErrTimeout) {
-		b.x.cutShort(b.r)
+		b.x.cut = true
 		err = io.EOF
 	}
 	return n, err

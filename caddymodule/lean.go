@@ -59,7 +59,8 @@ func ordinary(r *http.Request) bool {
 func (h *Handler) forward(w http.ResponseWriter, r *http.Request, x *exchange) error {
 	instance := x.lease.Instance()
 	x.sent = time.Now()
-	x.request(w, r)
+	x.writer = w
+	x.request(r)
 	e, err := instance.HTTP1().Send(r.Context(), &x.message)
 	x.latency = time.Since(x.sent)
 	if c := h.log.Check(zapcore.DebugLevel, "upstream roundtrip"); c != nil {
@@ -101,7 +102,7 @@ func (x *exchange) failed(w http.ResponseWriter, r *http.Request, err error) err
 }
 
 // request makes the message for the instance.
-func (x *exchange) request(w http.ResponseWriter, r *http.Request) {
+func (x *exchange) request(r *http.Request) {
 	host := cmp.Or(r.Host, x.lease.Instance().Address())
 	if ascii, err := httpguts.PunycodeHostPort(host); err == nil {
 		host = ascii
@@ -109,7 +110,7 @@ func (x *exchange) request(w http.ResponseWriter, r *http.Request) {
 	x.message = http1.Request{
 		Method: r.Method, Target: r.URL.RequestURI(), Host: http1.Host(host), Header: r.Header,
 		Fields: x.fields[:0], Length: r.ContentLength, Deadline: x.answerBy(),
-		Interim: func(status int, header http.Header) error { return interim(w, status, header) },
+		Interim: x,
 	}
 	if r.ContentLength > 0 {
 		x.message.Body = r.Body
@@ -186,12 +187,12 @@ func (x *exchange) addForwarded(r *http.Request) {
 	set("Forwarded", forwarded(hops, host, proto))
 }
 
-// interim passes on a response before the final one.
-func interim(w http.ResponseWriter, status int, header http.Header) error {
-	h := w.Header()
+// Interim implements http1.Interim: it passes a response on before the final one.
+func (x *exchange) Interim(status int, header http.Header) error {
+	h := x.writer.Header()
 	own := h.Clone()
 	addHeader(h, header)
-	w.WriteHeader(status)
+	x.writer.WriteHeader(status)
 	clear(h)
 	maps.Copy(h, own)
 	return nil
@@ -230,8 +231,6 @@ func addHeader(to, from http.Header) {
 	}
 }
 
-var chunked = []string{"chunked"}
-
 // relayBuffers are for bodies on their way.
 var relayBuffers = sync.Pool{New: func() any {
 	b := make([]byte, 32<<10)
@@ -253,7 +252,7 @@ func (x *exchange) relay(w http.ResponseWriter, r *http.Request, e *http1.Exchan
 	}
 	if resp.ContentLength < 0 && r.ProtoMajor == 1 && r.ProtoMinor == 1 {
 		// Else the server would wait for the whole of what is short, to say its length.
-		header["Transfer-Encoding"] = chunked
+		header["Transfer-Encoding"] = []string{"chunked"}
 	}
 	w.WriteHeader(resp.StatusCode)
 	if resp.Body == http.NoBody {
@@ -307,7 +306,7 @@ func (x *exchange) relayBody(w http.ResponseWriter, r *http.Request, e *http1.Ex
 		case err == io.EOF: //nolint:errorlint // io.ErrUnexpectedEOF is another
 			return true, nil
 		case e.Late(err) && resp.ContentLength < 0:
-			x.cutShort(r)
+			x.cut = true
 			return false, nil
 		default:
 			return false, fmt.Errorf("reading: %w", err)
@@ -320,6 +319,11 @@ func streams(h http.Header) bool {
 	if h["Incremental"] != nil && caddyhttp.IsIncremental(h) {
 		return true
 	}
-	kind, _, err := mime.ParseMediaType(h.Get("Content-Type"))
-	return err == nil && kind == "text/event-stream"
+	const events = "text/event-stream"
+	kind := h["Content-Type"]
+	if len(kind) == 0 || len(kind[0]) < len(events) || !strings.EqualFold(kind[0][:len(events)], events) {
+		return false // in all but a few cases this is all it takes
+	}
+	media, _, err := mime.ParseMediaType(kind[0])
+	return err == nil && media == events
 }

@@ -94,6 +94,10 @@ func (c *container) serve(conn net.Conn) {
 		if _, err := io.WriteString(conn, reply); err != nil || !strings.HasPrefix(reply, "HTTP/1.1 ") || strings.Contains(reply, "\r\nX-End:") {
 			return
 		}
+		if reply == terse {
+			c.serveTersely(conn)
+			return
+		}
 	}
 }
 

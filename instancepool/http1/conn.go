@@ -32,6 +32,7 @@ type conn struct {
 	// What would otherwise be made anew for each request.
 	abort func()
 	peek  func(fd uintptr) bool
+	poll  [1]unix.PollFd
 	quiet bool // what peek has found
 	x     Exchange
 }
@@ -48,9 +49,9 @@ func newConn(t *Transport, nc net.Conn) *conn {
 		_ = c.nc.SetDeadline(longAgo)
 	}
 	c.peek = func(fd uintptr) bool {
-		var b [1]byte
-		_, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
-		c.quiet = errors.Is(err, unix.EAGAIN)
+		c.poll[0] = unix.PollFd{Fd: int32(fd), Events: unix.POLLIN | unix.POLLRDHUP} //nolint:gosec // descriptors are small
+		n, err := unix.Poll(c.poll[:], 0)
+		c.quiet = n == 0 && err == nil
 		return true
 	}
 	return c
@@ -176,7 +177,7 @@ func (c *conn) readHead(r *Request) error {
 			x.upload.answered(true)
 		}
 		if r.Interim != nil {
-			if err := r.Interim(resp.StatusCode, resp.Header); err != nil {
+			if err := r.Interim.Interim(resp.StatusCode, resp.Header); err != nil {
 				return err
 			}
 			c.limit = maxHead

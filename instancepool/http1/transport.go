@@ -72,13 +72,19 @@ type Request struct {
 	// Deadline, when set, is until when the response may be read, unless ReadBy says
 	// otherwise once it has begun.
 	Deadline time.Time
-	// Interim, when set, is told of responses with a status from 102 to 199.
-	Interim func(status int, header http.Header) error
+	// Interim, when set, is told of responses before the final one.
+	Interim Interim
 
 	forward bool // Header is to be sent as it is, and belongs to this request
 	chunked bool
 	trailer http.Header
 	close   bool
+}
+
+// Interim is told of responses before the final one, with a status below 200. An
+// error ends the exchange.
+type Interim interface {
+	Interim(status int, header http.Header) error
 }
 
 // Field is a header field.
@@ -135,9 +141,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		r.Target = r.Host
 	}
 	if trace != nil && trace.Got1xxResponse != nil {
-		r.Interim = func(status int, header http.Header) error {
-			return trace.Got1xxResponse(status, textproto.MIMEHeader(header))
-		}
+		r.Interim = (*traced)(trace)
 	}
 	if deadline, ok := ctx.Deadline(); ok {
 		r.Deadline = deadline
@@ -197,6 +201,14 @@ func (t *Transport) upload(ctx context.Context, r *Request, body io.ReadCloser, 
 		return nil, err
 	}
 	return c.x.handOver(ctx), nil
+}
+
+// traced tells a trace of interim responses.
+type traced httptrace.ClientTrace
+
+// Interim implements Interim.
+func (t *traced) Interim(status int, header http.Header) error {
+	return t.Got1xxResponse(status, textproto.MIMEHeader(header))
 }
 
 func gotConn(trace *httptrace.ClientTrace, c *conn) {

@@ -556,16 +556,16 @@ func TestInterim(t *testing.T) {
 	_, tr := newBackend(t, always("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n"+okay))
 	var got []string
 	r := get()
-	r.Interim = func(status int, h http.Header) error {
+	r.Interim = interimFunc(func(status int, h http.Header) error {
 		got = append(got, fmt.Sprint(status, h.Get("Link")))
 		return nil
-	}
+	})
 	mustSend(t, tr, r, "ok")
 	if want := []string{"103</a>", "100"}; !slices.Equal(got, want) {
 		t.Errorf("%q", got)
 	}
 	mustSend(t, tr, get(), "ok")
-	r.Interim = func(int, http.Header) error { return errors.New("no more") }
+	r.Interim = interimFunc(func(int, http.Header) error { return errors.New("no more") })
 	if _, err := send(t, tr, r); err == nil {
 		t.Error("the error of Interim is lost")
 	}
@@ -578,6 +578,10 @@ func TestInterim(t *testing.T) {
 	}
 	resp.Body.Close()
 }
+
+type interimFunc func(int, http.Header) error
+
+func (f interimFunc) Interim(status int, h http.Header) error { return f(status, h) }
 
 // stream is a body of unknown length.
 func stream(r io.Reader) io.Reader { return io.MultiReader(r) }

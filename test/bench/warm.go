@@ -2,16 +2,56 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
 	"time"
+
+	"github.com/fairway-run/fairway/test/images"
 )
 
-const warmRounds = 5
+const (
+	warmRounds = 5
+	nginxImage = "localhost/fairway/nginx:bench"
+	kamalPort  = "8979"
+	kamalAddr  = "127.0.0.1:" + kamalPort
 
-// warm compares the throughput of a ready instance through Fairway with that of
-// Caddy's own reverse_proxy to the same instance, in the same process.
+	// What Fairway's throughput should be of that of others, and its allocations of
+	// Caddy's own.
+	overProxy = 1.5
+	overKamal = 1.3
+	fewer     = 0.5
+)
+
+// nginxConfig serves one small page.
+const nginxConfig = `worker_processes 1;
+daemon off;
+error_log stderr error;
+pid /tmp/nginx.pid;
+events { worker_connections 2048; }
+http {
+	access_log off;
+	keepalive_requests 1000000;
+	client_body_temp_path /tmp/body;
+	proxy_temp_path /tmp/proxy;
+	fastcgi_temp_path /tmp/fastcgi;
+	uwsgi_temp_path /tmp/uwsgi;
+	scgi_temp_path /tmp/scgi;
+	server { listen 8080 backlog=2048; root /srv; default_type text/html; }
+}
+`
+
+// warm compares the throughput of a ready instance, which is Debian's nginx,
+// through Fairway with that of Caddy's own reverse_proxy to the same instance, in
+// the same process; with kamal-proxy's, if there is one; and with nginx's own.
 func warm(ctx context.Context, s *settings, h *host) (err error) {
 	if err := needWrk(); err != nil {
+		return err
+	}
+	if err := h.importNginx(ctx); err != nil {
 		return err
 	}
 	c, err := h.newCaddy()
@@ -19,8 +59,8 @@ func warm(ctx context.Context, s *settings, h *host) (err error) {
 		return err
 	}
 	defer c.close(&err)
-	// Never frozen: Fairway does not know of the requests of the other side.
-	ours := site(siteAddr, service("hello", helloImage, "concurrency 1000", "instances 1 1", "cpu_throttling false"))
+	// Never frozen: Fairway does not know of the requests of the other sides.
+	ours := site(siteAddr, service("nginx", nginxImage, "concurrency 1000", "instances 1 1", "cpu_throttling false", "cpu 2"))
 	if err := c.load(ctx, c.config(ours)); err != nil {
 		return err
 	}
@@ -31,25 +71,103 @@ func warm(ctx context.Context, s *settings, h *host) (err error) {
 	if err := c.load(ctx, c.config(ours, site(proxyAddr, "\treverse_proxy "+address+"\n"))); err != nil {
 		return err
 	}
+	all := []*measured{{name: "fairway", address: siteAddr}, {name: "reverse_proxy", address: proxyAddr}}
+	if s.kamal != "" {
+		stop, err := startKamal(ctx, s.kamal, c.dir, address)
+		if err != nil {
+			return err
+		}
+		defer stop()
+		all = append(all, &measured{name: "kamal-proxy", address: kamalAddr})
+	}
+	all = append(all, &measured{name: "nginx alone", address: address})
 	length := time.Duration(s.seconds) * time.Second
-	var fairway, proxy sides
 	for range warmRounds {
-		if err := fairway.measure(ctx, "http://"+siteAddr+"/", length); err != nil {
-			return err
-		}
-		if err := proxy.measure(ctx, "http://"+proxyAddr+"/", length); err != nil {
-			return err
+		for _, side := range all {
+			if err := side.measure(ctx, c, length); err != nil {
+				return fmt.Errorf("%s: %w", side.name, err)
+			}
 		}
 	}
-	fmt.Printf("warm, %d connections, median of %d rounds of %s in turn, the same instance behind both\n", connections, warmRounds, length)
-	fmt.Printf("%-14s %12s %14s %8s\n", "", "fairway", "reverse_proxy", "ratio")
-	row := func(name string, a, b float64, unit string) {
-		fmt.Printf("%-14s %10.0f%-2s %12.0f%-2s %8.2f\n", name, a, unit, b, unit, a/b)
+	fairway := all[0]
+	fmt.Printf("warm, %d connections, median of %d rounds of %s in turn, the same nginx behind all\n", connections, warmRounds, length)
+	fmt.Printf("%-14s %12s %10s %10s %22s %18s\n", "", "requests/s", "p50", "p99", "allocations a request", "fairway over it")
+	for i, side := range all {
+		allocations, ratio := "", ""
+		if i < 2 {
+			allocations = fmt.Sprintf("%.0f", median(side.allocations))
+		}
+		if i > 0 {
+			ratio = fmt.Sprintf("%.2f", median(fairway.rate)/median(side.rate))
+		}
+		fmt.Printf("%-14s %12.0f %8.0fµs %8.0fµs %22s %18s\n", side.name, median(side.rate), median(side.p50), median(side.p99), allocations, ratio)
 	}
-	row("requests/s", median(fairway.rate), median(proxy.rate), "")
-	row("p50", median(fairway.p50), median(proxy.p50), "µs")
-	row("p99", median(fairway.p99), median(proxy.p99), "µs")
-	return nil
+	return warmGoals(all)
+}
+
+func warmGoals(all []*measured) error {
+	var g goals
+	fairway, proxy := all[0], all[1]
+	part := median(fairway.allocations) / median(proxy.allocations)
+	g.row("allocations", fmt.Sprintf("%.2f of reverse_proxy's", part), fmt.Sprintf("<= %.1f", fewer), part <= fewer)
+	for _, other := range all[1:] {
+		goal := map[string]float64{"reverse_proxy": overProxy, "kamal-proxy": overKamal}[other.name]
+		if goal == 0 {
+			continue
+		}
+		ratio := median(fairway.rate) / median(other.rate)
+		g.row("throughput", fmt.Sprintf("%.2f of %s's", ratio, other.name), fmt.Sprintf(">= %.1f", goal), ratio >= goal)
+		g.row("p50 and p99", fmt.Sprintf("%.2f and %.2f of %s's", median(fairway.p50)/median(other.p50), median(fairway.p99)/median(other.p99), other.name),
+			"< 1", median(fairway.p50) < median(other.p50) && median(fairway.p99) < median(other.p99))
+	}
+	return g.err()
+}
+
+// importNginx makes an image of Debian's nginx.
+func (h *host) importNginx(ctx context.Context) error {
+	binary, files, err := images.Debian(ctx, "nginx", "usr/sbin/nginx")
+	if err != nil {
+		return err
+	}
+	files["/etc/nginx/nginx.conf"] = []byte(nginxConfig)
+	files["/etc/passwd"] = []byte("root:x:0:0::/:\nnobody:x:65534:65534::/:\n")
+	files["/etc/group"] = []byte("root:x:0:\nnogroup:x:65534:\n")
+	files["/srv/index.html"] = []byte("<!doctype html><title>Hello</title><p>" + strings.Repeat("Hello from nginx. ", 30) + "</p>\n")
+	files["/var/log/nginx/.keep"], files["/var/lib/nginx/.keep"] = nil, nil
+	archive, err := images.Build(ctx, images.Options{Name: nginxImage, Binary: binary, Path: "/usr/sbin/nginx", Entrypoint: []string{"/usr/sbin/nginx", "-c", "/etc/nginx/nginx.conf"}, Files: files})
+	if err != nil {
+		return err
+	}
+	return h.daemon.Import(ctx, archive, namespace)
+}
+
+// startKamal starts kamal-proxy before a target.
+func startKamal(ctx context.Context, program, dir, target string) (stop func(), err error) {
+	dir = filepath.Join(dir, "kamal")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, err
+	}
+	env := append(os.Environ(), "XDG_RUNTIME_DIR="+dir, "XDG_CONFIG_HOME="+dir, "HOME="+dir)
+	run := exec.Command(program, "run", "--http-port", kamalPort, "--https-port", "8980")
+	run.Env = env
+	if err := run.Start(); err != nil {
+		return nil, fmt.Errorf("starting kamal-proxy: %w", err)
+	}
+	stop = func() {
+		_ = run.Process.Kill()
+		_ = run.Wait()
+	}
+	var out []byte
+	if late := poll(ctx, 200*time.Millisecond, 30*time.Second, func() bool {
+		deploy := exec.CommandContext(ctx, program, "deploy", "bench", "--target", target, "--health-check-path", "/")
+		deploy.Env = env
+		out, err = deploy.CombinedOutput()
+		return err == nil
+	}); late != nil {
+		stop()
+		return nil, errors.Join(fmt.Errorf("deploying with kamal-proxy: %w\n%s", late, out), err)
+	}
+	return stop, nil
 }
 
 // address is where the only instance listens.
@@ -67,14 +185,26 @@ func (c *caddy) address(ctx context.Context) (string, error) {
 	return all[0].Address, nil
 }
 
-// sides are the measurements of one of the two.
-type sides struct{ rate, p50, p99 []float64 }
+// measured is one of the sides, round by round.
+type measured struct {
+	name, address               string
+	rate, p50, p99, allocations []float64
+}
 
-func (s *sides) measure(ctx context.Context, url string, length time.Duration) error {
-	l, err := wrk(ctx, url, length)
+func (m *measured) measure(ctx context.Context, c *caddy, length time.Duration) error {
+	before, err := c.allocations(ctx)
 	if err != nil {
 		return err
 	}
-	s.rate, s.p50, s.p99 = append(s.rate, l.rate), append(s.p50, l.p50), append(s.p99, l.p99)
+	l, err := wrk(ctx, "http://"+m.address+"/", length)
+	if err != nil {
+		return err
+	}
+	after, err := c.allocations(ctx)
+	if err != nil {
+		return err
+	}
+	m.rate, m.p50, m.p99 = append(m.rate, l.rate), append(m.p50, l.p50), append(m.p99, l.p99)
+	m.allocations = append(m.allocations, float64(after-before)/float64(l.requests))
 	return nil
 }

@@ -55,7 +55,8 @@ type Options struct {
 	ExposedPorts []string
 	// Labels are the image's labels.
 	Labels map[string]string
-	// Files are put into the image besides the program, by absolute path.
+	// Files are put into the image besides the program, by absolute path. Those that
+	// are programs or libraries may be executed.
 	Files map[string][]byte
 	// NoTmp leaves out /tmp, as images "FROM scratch" do.
 	NoTmp bool
@@ -282,7 +283,11 @@ func layer(program []byte, opts Options) ([]byte, error) {
 		if err := mkdir(path.Dir(clean), 0o755); err != nil {
 			return nil, fmt.Errorf("writing the directory of %s: %w", clean, err)
 		}
-		if err := writeFile(w, clean[1:], 0o644, opts.Files[name]); err != nil {
+		mode := int64(0o644)
+		if bytes.HasPrefix(opts.Files[name], []byte("\x7fELF")) {
+			mode = 0o755
+		}
+		if err := writeFile(w, clean[1:], mode, opts.Files[name]); err != nil {
 			return nil, err
 		}
 	}

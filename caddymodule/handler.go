@@ -140,7 +140,7 @@ func (h *Handler) Cleanup() error {
 // ServeHTTP waits for a lease and sends the request to its instance.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	x := &exchange{began: time.Now()}
-	want := scaler.Request{Service: h.Service}
+	want := scaler.Request{Service: h.Service, Arrived: x.began}
 	if h.Service == "" {
 		var err error
 		if want.Service, want.Tag, err = serviceOfHost(h.app.engine.scaler.Registry(), r.Host); err != nil {

@@ -220,17 +220,23 @@ func (p *Pool) Revision() *revisions.Revision { return p.rev }
 // Acquire returns a lease on a slot of an instance: at once while one is free,
 // else when the request's turn has come. Errors: ErrQueueFull, ErrNoInstance,
 // ErrTimeout, ErrDraining, *StartError, or the cause of ctx's end.
-func (p *Pool) Acquire(ctx context.Context) (*Lease, error) { return p.AcquireOn(ctx, "") }
+func (p *Pool) Acquire(ctx context.Context) (*Lease, error) {
+	return p.AcquireOn(ctx, "", time.Time{})
+}
 
 // AcquireOn is Acquire for a request that would rather go to the instance of
-// that ID, if it is there and has a free slot.
-func (p *Pool) AcquireOn(ctx context.Context, instance string) (*Lease, error) {
+// that ID, if it is there and has a free slot, and whose time has begun to count
+// when it arrived; zero means now.
+func (p *Pool) AcquireOn(ctx context.Context, instance string, arrived time.Time) (*Lease, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
 	now := time.Now()
+	if arrived.IsZero() {
+		arrived = now
+	}
 	for {
-		g, err := p.slot(ctx, now, instance)
+		g, err := p.slot(ctx, now, arrived, instance)
 		if err != nil {
 			return nil, err
 		}
@@ -246,9 +252,9 @@ func (p *Pool) AcquireOn(ctx context.Context, instance string) (*Lease, error) {
 	}
 }
 
-// slot returns when a slot of an instance is taken for a request that came at
-// since.
-func (p *Pool) slot(ctx context.Context, since time.Time, instance string) (grant, error) {
+// slot returns when a slot of an instance is taken for a request that asks for one
+// since then, and whose time counts since it arrived.
+func (p *Pool) slot(ctx context.Context, since, arrived time.Time, instance string) (grant, error) {
 	p.mu.Lock()
 	if p.phase != open {
 		p.mu.Unlock()
@@ -272,7 +278,7 @@ func (p *Pool) slot(ctx context.Context, since time.Time, instance string) (gran
 	w := &waiter{since: since, settled: make(chan grant, 1)}
 	p.waiters.push(w)
 	p.scale()
-	patience, late := p.patience(since)
+	patience, late := p.patience(arrived)
 	p.mu.Unlock()
 
 	timeout := time.NewTimer(patience)
@@ -295,8 +301,8 @@ func (p *Pool) slot(ctx context.Context, since time.Time, instance string) (gran
 // has to be fetched, only the request's own time counts: the first request of a
 // slow app must not be refused because it is slow. The caller holds mu.
 // Source: Cloud Run: pending requests.
-func (p *Pool) patience(since time.Time) (time.Duration, error) {
-	patience, late := p.spec.AnswerWithin()-time.Since(since), ErrTimeout
+func (p *Pool) patience(arrived time.Time) (time.Duration, error) {
+	patience, late := p.spec.AnswerWithin()-time.Since(arrived), ErrTimeout
 	mean := p.opts.Startups.Mean()
 	if mean == 0 || !p.rev.Pinned() {
 		return patience, late

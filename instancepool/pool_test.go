@@ -490,6 +490,26 @@ func TestAWaiterHasTheRequestsTimeout(t *testing.T) {
 	})
 }
 
+// A request that comes back, as it could not be sent, has no time of its own
+// again.
+func TestARequestsTimeCountsFromItsArrival(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rev := revision(1)
+		rev.Spec().MaxInstances, rev.Spec().Timeout, rev.Spec().ResponseStart = 1, 8*time.Second, 6*time.Second
+		p := start(t, rev)
+		lease := p.need()
+		arrived := time.Now()
+		time.Sleep(4 * time.Second)
+		if _, err := p.AcquireOn(t.Context(), "", arrived); !errors.Is(err, instancepool.ErrTimeout) {
+			t.Errorf("AcquireOn: %v", err)
+		}
+		if took := time.Since(arrived); took != 6*time.Second {
+			t.Errorf("it took %s in all", took)
+		}
+		lease.Release()
+	})
+}
+
 // A request waits for an instance for ten seconds, or for as long as 3.5 of its
 // service's starts take.
 func TestARequestIsPendingForSoLong(t *testing.T) {

@@ -60,6 +60,8 @@ type Request struct {
 	// Revision and Instance are those that the client had before: they win over
 	// the split (Cloud Run: session affinity).
 	Revision, Instance string
+	// Arrived is when its time has begun to count. Default: now.
+	Arrived time.Time
 }
 
 // Observer is told what happens. Its methods may be called from any goroutine,
@@ -540,7 +542,7 @@ func (s *Scaler) Acquire(ctx context.Context, r Request) (*instancepool.Lease, e
 		default:
 			return nil, fmt.Errorf("%w: %s", ErrNotReady, r.Service)
 		}
-		lease, err := pool.AcquireOn(ctx, r.Instance)
+		lease, err := pool.AcquireOn(ctx, r.Instance, r.Arrived)
 		if err == nil {
 			return lease, nil
 		}

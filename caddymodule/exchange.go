@@ -126,7 +126,9 @@ func (x *exchange) placeholder(key string) (any, bool) {
 func (x *exchange) proxyPlaceholder(name string) (any, bool) {
 	address := x.lease.Instance().Address()
 	switch name {
-	case "upstream.address", "upstream.hostport":
+	case "upstream.address":
+		return "tcp/" + address, true
+	case "upstream.hostport":
 		return address, true
 	case "upstream.host", "upstream.port":
 		host, port, _ := net.SplitHostPort(address)

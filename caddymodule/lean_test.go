@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	_ "github.com/caddyserver/caddy/v2/modules/caddyhttp/headers"
+	_ "github.com/caddyserver/caddy/v2/modules/caddyhttp/tracing"
 
 	"github.com/fairway-run/fairway/revisions"
 )
@@ -376,6 +378,64 @@ func TestAnUnaskedSwitchIsAnError(t *testing.T) {
 }
 
 const unasked = "HTTP/1.1 101 Switching Protocols\r\n"
+
+// What the rest of a config wants to know about a proxied request it learns of
+// those that reverse_proxy has not seen, too.
+func TestPlaceholdersOfTheProxy(t *testing.T) {
+	names := []string{
+		"upstream.address", "upstream.hostport", "upstream.host", "upstream.port", "status_code", "status_text", "header.X-Instance",
+		"upstream.latency", "upstream.latency_ms",
+	}
+	for way, more := range map[string]string{"own": "", "proxy": "trusted_proxies 192.0.2.0/24\n"} {
+		t.Run(way, func(t *testing.T) {
+			var site strings.Builder
+			for i, name := range names {
+				fmt.Fprintf(&site, "header >X-%d \"<{http.reverse_proxy.%s}>\"\n", i, name)
+			}
+			h := startHost(t, site.String()+"fairway hello {\n image app:1\n"+more+"}", hello)
+			status, body, header := h.get("/")
+			address := "127.0.0.1:" + header.Get("X-3")[1:len(header.Get("X-3"))-1]
+			want := []string{"tcp/" + address, address, "127.0.0.1", "", "200", "200 OK", strings.Fields(body)[1]}
+			for i, name := range names {
+				got := header.Get(fmt.Sprint("X-", i))
+				switch {
+				case i < len(want) && want[i] != "" && got != "<"+want[i]+">", len(got) < 3:
+					t.Errorf("{http.reverse_proxy.%s} is %q after %d", name, got, status)
+				}
+			}
+		})
+	}
+}
+
+// Who traces a request finds it again in the container.
+func TestTraceparent(t *testing.T) {
+	h := startHost(t, "@traced path /traced\ntracing @traced {\n span hello\n}\nfairway hello {\n image app:1\n}", func(string, *revisions.Revision) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, r.Header.Get("Traceparent")) })
+	})
+	if _, got, _ := h.get("/"); got != "" {
+		t.Errorf("traceparent is %q although nobody traces", got)
+	}
+	if _, got, _ := h.get("/traced"); !regexp.MustCompile(`^00-[0-9a-f]{32}-[0-9a-f]{16}-0[01]$`).MatchString(got) {
+		t.Errorf("Caddy traces, and traceparent is %q", got)
+	}
+	const sent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	for path, want := range map[string]string{"/": sent, "/traced": sent[:36]} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, h.url+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Traceparent", sent)
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if !strings.HasPrefix(string(got), want) {
+			t.Errorf("%s: traceparent is %q; want %q", path, got, want)
+		}
+	}
+}
 
 func FuzzPathsAreAlike(f *testing.F) {
 	r := newRig(f)

@@ -83,25 +83,29 @@ func (l *load) service() time.Duration {
 type window struct {
 	began time.Time // when it was first known
 	part  time.Duration
-	sums  []float64 // number × seconds, by part; a ring
+	parts int
+	sums  []float64 // number × seconds, by part; a ring. Nil while it has always been 0
 	last  int64     // the part that is being filled, counted from began
 	total float64
 }
 
 func newWindow(now time.Time, part time.Duration, parts int) window {
-	return window{began: now, part: part, sums: make([]float64, parts)}
+	return window{began: now, part: part, parts: parts}
 }
 
 // add notes that the number was n in the time dt before now.
 func (w *window) add(now time.Time, dt time.Duration, n int) {
 	to := now.Sub(w.began)
-	from := max(to-dt, to-w.part*time.Duration(len(w.sums)))
-	for from < to {
+	from := max(to-dt, to-w.part*time.Duration(w.parts))
+	if w.sums == nil && n > 0 {
+		w.sums = make([]float64, w.parts)
+	}
+	for w.sums != nil && from < to {
 		part := int64(from / w.part)
 		w.turn(part)
 		end := min(to, time.Duration(part+1)*w.part)
 		sum := (end - from).Seconds() * float64(n)
-		w.sums[part%int64(len(w.sums))] += sum
+		w.sums[part%int64(w.parts)] += sum
 		w.total += sum
 		from = end
 	}
@@ -110,13 +114,13 @@ func (w *window) add(now time.Time, dt time.Duration, n int) {
 
 // turn empties the parts up to part, which are those of long ago.
 func (w *window) turn(part int64) {
-	if part-w.last >= int64(len(w.sums)) {
+	if part-w.last >= int64(w.parts) || w.sums == nil {
 		clear(w.sums)
 		w.total, w.last = 0, part
 	}
 	for w.last < part {
 		w.last++
-		at := &w.sums[w.last%int64(len(w.sums))]
+		at := &w.sums[w.last%int64(w.parts)]
 		w.total -= *at
 		*at = 0
 	}
@@ -126,8 +130,8 @@ func (w *window) turn(part int64) {
 func (w *window) lastParts(n, younger int) float64 {
 	sum := 0.0
 	for i := range n {
-		if part := w.last - int64(younger+i) - 1; part >= 0 {
-			sum += w.sums[part%int64(len(w.sums))]
+		if part := w.last - int64(younger+i) - 1; part >= 0 && w.sums != nil {
+			sum += w.sums[part%int64(w.parts)]
 		}
 	}
 	return sum / (time.Duration(n) * w.part).Seconds()
@@ -136,5 +140,5 @@ func (w *window) lastParts(n, younger int) float64 {
 // mean is the average of all parts. Before it was known the number was zero, so
 // that a burst does not pass for a load.
 func (w *window) mean() float64 {
-	return max(0, w.total) / (w.part * time.Duration(len(w.sums))).Seconds()
+	return max(0, w.total) / (w.part * time.Duration(w.parts)).Seconds()
 }

@@ -91,3 +91,22 @@ func TestTrend(t *testing.T) {
 		}
 	}
 }
+
+func TestLoadOfNothingTakesNoMemory(t *testing.T) {
+	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	l := newLoad(now)
+	if n := testing.AllocsPerRun(100, func() {
+		now = now.Add(time.Minute)
+		l.advance(now, 0, 0)
+		if l.short.mean() != 0 || l.long.mean() != 0 || l.short.lastParts(trendParts, 0) != 0 {
+			t.Error("there is a load")
+		}
+	}); n != 0 || l.short.sums != nil || l.long.sums != nil {
+		t.Errorf("%v allocations, %d and %d parts", n, len(l.short.sums), len(l.long.sums))
+	}
+	// The first one counts from when it was there.
+	l.advance(now.Add(30*time.Second), 2, 0)
+	if got := l.short.mean(); math.Abs(got-1) > 0.1 {
+		t.Errorf("2 for half of the last minute are %.2f", got)
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"iter"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -151,7 +152,7 @@ func prepare(svc, before *servingv1.Service, owner Owner) (*servingv1.Service, e
 	if err := svc.Validate(ctx).Filter(apis.ErrorLevel); err != nil {
 		return nil, &invalidError{service: svc.Name, fields: err}
 	}
-	if _, err := newRevision(svc.Name, 1, *svc.Spec.Template.DeepCopy()); err != nil {
+	if _, err := newRevision(svc.Name, 1, svc.Spec.Template); err != nil {
 		return nil, fmt.Errorf("service %s: %w", svc.Name, err)
 	}
 	if _, err := boundsOf(svc); err != nil {
@@ -199,7 +200,8 @@ func (g *Registry) Update(svc *servingv1.Service, owner Owner) (*State, error) {
 
 // Apply makes svc what is wanted of its service, new or not. When its template
 // differs from the one before, a new revision is made; else the latest one is
-// returned and created is false; if that had failed, it gets another try.
+// returned and created is false; if that had failed, it gets another try. What
+// Prepare has returned may be kept as it is, and must not be modified any more.
 // Source: Knative Serving API, "Configuration": a changed template makes a new
 // Revision, anything else does not.
 func (g *Registry) Apply(svc *servingv1.Service, owner Owner) (rev *Revision, created bool, err error) {
@@ -414,6 +416,9 @@ func (e *edit) put(svc *servingv1.Service, owner Owner, mode putMode) (created b
 	case err != nil:
 		return false, apierrors.NewBadRequest("validation failed: " + err.Error())
 	}
+	if owner != OwnerAPI && reflect.DeepEqual(want.Spec, svc.Spec) {
+		want.Spec = svc.Spec // the owner keeps it anyway, and one copy is enough
+	}
 	if err := e.g.checkHosts(want); err != nil {
 		return false, apierrors.NewBadRequest("validation failed: " + err.Error())
 	}
@@ -500,7 +505,7 @@ func (e *edit) revise(first bool) (created bool, err error) {
 	st := e.next
 	template := st.Service.Spec.Template
 	st.generation = max(st.generation, e.rec.floor) + 1
-	rev, err := newRevision(st.Service.Name, st.generation, *template.DeepCopy())
+	rev, err := newRevision(st.Service.Name, st.generation, template)
 	if err != nil {
 		return false, apierrors.NewBadRequest("validation failed: " + err.Error())
 	}
@@ -519,7 +524,7 @@ func (e *edit) revise(first bool) (created bool, err error) {
 			return false, nil // shown in the status, as Knative does
 		}
 		st.generation++
-		if rev, err = newRevision(st.Service.Name, st.generation, *template.DeepCopy()); err != nil {
+		if rev, err = newRevision(st.Service.Name, st.generation, template); err != nil {
 			return false, apierrors.NewBadRequest("validation failed: " + err.Error())
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -224,6 +225,47 @@ func TestServicesHaveOneOwner(t *testing.T) {
 }
 
 // What only asks leaves nothing behind.
+// TestOneCopyOfWhatIsWanted has the states of a service, its revision and its
+// owner share what none of them may change.
+func TestOneCopyOfWhatIsWanted(t *testing.T) {
+	d := newDesk(t, Options{})
+	svc, err := Prepare(parse(t, document("hello", "app:1")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	rev, _, err := d.Apply(svc, OwnerDirectory("/services"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := d.State("hello")
+	d.MarkReady(rev)
+	st := d.State("hello")
+	for what, c := range map[string]*corev1.Container{
+		"before": &before.Service.Spec.Template.Spec.Containers[0],
+		"after":  &st.Service.Spec.Template.Spec.Containers[0],
+		"rev":    rev.Spec().Container(),
+	} {
+		if c != &svc.Spec.Template.Spec.Containers[0] {
+			t.Errorf("%s has a copy of its own", what)
+		}
+	}
+	if before == st || before.Service == st.Service || before.Service.IsReady() || !st.Service.IsReady() {
+		t.Error("the state before has changed")
+	}
+	// A client's own object is its own.
+	mine := parse(t, document("mine", "app:1"))
+	if mine, err = Prepare(mine); err != nil {
+		t.Fatal(err)
+	}
+	made, err := d.Create(mine, OwnerAPI)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if &made.Service.Spec.Template.Spec.Containers[0] == &mine.Spec.Template.Spec.Containers[0] {
+		t.Error("what a client has sent is kept")
+	}
+}
+
 func TestUnknownNamesTakeNoMemory(t *testing.T) {
 	d := newDesk(t, Options{})
 	for n := range 10 {

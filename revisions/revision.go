@@ -216,7 +216,8 @@ func (r *Revision) deploying() {
 	}))
 }
 
-// newRevision reads a defaulted and validated template.
+// newRevision reads a defaulted and validated template, which must not be modified
+// afterwards.
 func newRevision(service string, generation int64, template servingv1.RevisionTemplateSpec) (*Revision, error) {
 	name := template.Name
 	if name == "" {

@@ -144,11 +144,15 @@ func (s *State) Pending() []*Revision {
 	return all
 }
 
-// clone returns a copy that settle and others may change.
+// clone returns a copy that settle and others may change. What is wanted of the
+// service it shares with s: nobody changes that in place, and most changes are of
+// the status only.
 func (s *State) clone() *State {
 	c := *s
 	if s.Service != nil {
-		c.Service = s.Service.DeepCopy()
+		service := *s.Service
+		s.Service.Status.DeepCopyInto(&service.Status)
+		c.Service = &service
 	}
 	s.Configuration.DeepCopyInto(&c.Configuration)
 	s.Route.DeepCopyInto(&c.Route)

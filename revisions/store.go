@@ -340,7 +340,7 @@ func (e *edit) remake() {
 	if st.latest == "" || st.Latest() != nil {
 		return
 	}
-	rev, err := newRevision(st.Service.Name, st.generation, *st.Service.Spec.Template.DeepCopy())
+	rev, err := newRevision(st.Service.Name, st.generation, st.Service.Spec.Template)
 	if err != nil {
 		return // by another Fairway's rules
 	}

@@ -17,7 +17,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/fsnotify/fsnotify"
 	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
 )
 
@@ -34,10 +33,11 @@ const (
 	settleTime = 150 * time.Millisecond
 	// settleMost is how long a directory that is never quiet is put off.
 	settleMost = 500 * time.Millisecond
-	// lookEvery is how often a directory is looked at for what raises no event:
-	// another directory of its name, a change behind a symbolic link, a network
-	// file system.
+	// lookEvery is how often a directory is looked at that may change without an
+	// event: there are no more watchers, or it is in a network file system.
 	lookEvery = 750 * time.Millisecond
+	// lookSeldom is how often the others are: something may be mounted there.
+	lookSeldom = time.Minute
 )
 
 // ServiceFile is what one file of a watched directory says, or what is wrong
@@ -63,7 +63,8 @@ type ServiceFile struct {
 // describe. It calls changed with all of them, in order of path, once before it
 // returns, and again whenever they or their errors have changed, from one
 // goroutine at a time. A change is seen within a second, but not before the
-// directory was quiet for 150 ms, unless it never is.
+// directory was quiet for 150 ms, unless it never is. A mount over the directory,
+// or over a file in it, and a change through a hard link, are seen within a minute.
 //
 // What counts are the files *.yaml, *.yml and *.json, see DecodeServices, that
 // are not hidden; directories in it do not. Symbolic links are followed, be it
@@ -83,17 +84,16 @@ func WatchDirectory(ctx context.Context, dir string, changed func([]ServiceFile)
 	var pokes chan struct{}
 	// The system bounds how many watchers there are. Without one, looking at the
 	// directory every now and then has to do.
-	if w, err := fsnotify.NewWatcher(); err == nil {
-		d.watcher = w
-		pokes = make(chan struct{}, 1)
-		running.Go(func() { forwardEvents(w, pokes) })
+	if events, err := newDirectoryEvents(); err == nil {
+		d.events, pokes = events, events.pokes
+		running.Go(events.forward)
 	}
 	d.scan()
 	running.Go(func() {
-		if d.watcher != nil {
-			defer d.watcher.Close()
+		if d.events != nil {
+			defer d.events.watcher.Close()
 		}
-		follow(ctx, pokes, d.differs, d.scan)
+		follow(ctx, pokes, d.every, d.differs, d.scan)
 	})
 	return func() {
 		cancel()
@@ -101,31 +101,13 @@ func WatchDirectory(ctx context.Context, dir string, changed func([]ServiceFile)
 	}
 }
 
-// forwardEvents pokes for each event until w is closed. It never stops
-// receiving, since w may hold its lock while it sends, the one that adding and
-// removing a watch need.
-func forwardEvents(w *fsnotify.Watcher, pokes chan<- struct{}) {
-	for {
-		var open bool
-		select {
-		case _, open = <-w.Events:
-		case _, open = <-w.Errors: // events were lost, perhaps
-		}
-		if !open {
-			return
-		}
-		select {
-		case pokes <- struct{}{}:
-		default: // One that nobody has taken yet says the same.
-		}
-	}
-}
-
 // follow calls scan after a poke, and after differs has reported true, as soon
 // as there was no other poke for settleTime, but not later than settleMost after
-// the first one. It returns when ctx ends.
-func follow(ctx context.Context, pokes <-chan struct{}, differs func() bool, scan func()) {
-	look := time.NewTicker(lookEvery)
+// the first one. every says after each scan how often differs is to be asked. It
+// returns when ctx ends.
+func follow(ctx context.Context, pokes <-chan struct{}, every func() time.Duration, differs func() bool, scan func()) {
+	pause := every()
+	look := time.NewTicker(pause)
 	defer look.Stop()
 	var settled <-chan time.Time // nil: nothing to wait for
 	var latest time.Time
@@ -136,6 +118,10 @@ func follow(ctx context.Context, pokes <-chan struct{}, differs func() bool, sca
 		case <-settled:
 			settled = nil
 			scan()
+			if now := every(); now != pause {
+				pause = now
+				look.Reset(pause)
+			}
 			continue
 		case <-look.C:
 			if settled != nil || !differs() {
@@ -154,7 +140,8 @@ func follow(ctx context.Context, pokes <-chan struct{}, differs func() bool, sca
 type serviceDirectory struct {
 	dir     string
 	changed func([]ServiceFile)
-	watcher *fsnotify.Watcher // nil if there is none
+	events  *directoryEvents // nil if there are none
+	sure    bool             // there is an event for all that changes
 
 	seen  directoryLook           // what the directory looked like when it was last read
 	err   error                   // why it could not be read, or nil
@@ -171,7 +158,7 @@ type serviceFile struct {
 
 // scan reads the directory, and tells if that has changed anything.
 func (d *serviceDirectory) scan() {
-	d.rewatch()
+	d.sure = d.events != nil && d.events.follow(d.dir)
 	d.seen = lookAt(d.dir) // before reading: what changes meanwhile looks different later
 	d.err = nil
 	if d.seen.err != nil {
@@ -187,17 +174,12 @@ func (d *serviceDirectory) scan() {
 	d.changed(slices.Clone(state))
 }
 
-// rewatch asks for events of the directory that has the name now. The watch is
-// made anew each time because the old one belongs to an inode, and whether that
-// still is what the name leads to cannot be told: numbers of inodes are reused.
-func (d *serviceDirectory) rewatch() {
-	if d.watcher == nil {
-		return
+// every is how often the directory is looked at for what raises no event.
+func (d *serviceDirectory) every() time.Duration {
+	if d.sure {
+		return lookSeldom
 	}
-	// Either fails when the directory is missing. Then, and when the system has no
-	// more watches, d.differs finds what changes.
-	_ = d.watcher.Remove(d.dir)
-	_ = d.watcher.Add(d.dir)
+	return lookEvery
 }
 
 // differs reports whether the directory looks different from when it was read.

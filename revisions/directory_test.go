@@ -152,7 +152,7 @@ func following(t *testing.T, differs func() bool, poke func(at time.Duration, po
 		ended := make(chan struct{})
 		go func() {
 			defer close(ended)
-			follow(ctx, pokes, differs, func() { scans = append(scans, time.Since(start)) })
+			follow(ctx, pokes, func() time.Duration { return lookEvery }, differs, func() { scans = append(scans, time.Since(start)) })
 		}()
 		time.Sleep(time.Microsecond) // so that no two timers fire at one moment
 		for at := time.Duration(0); at < 3*time.Second; at += 10 * time.Millisecond {
@@ -477,7 +477,7 @@ func TestWatchDirectoryConfigMap(t *testing.T) {
 
 func TestWatchDirectoryLinkToElsewhere(t *testing.T) {
 	t.Parallel()
-	// No event tells of a change behind a link.
+	// The directory itself has no event of a change behind a link.
 	elsewhere := &watched{t: t, dir: t.TempDir()}
 	elsewhere.write("a", document("a", "x"))
 	w := watch(t, t.TempDir())
@@ -596,7 +596,7 @@ func TestWatchDirectoryWithoutEvents(t *testing.T) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		follow(ctx, nil, d.differs, d.scan)
+		follow(ctx, nil, d.every, d.differs, d.scan)
 	}()
 	w.write("a.yaml", document("a", "x"))
 	w.becomes("a.yaml: a=x")

@@ -52,8 +52,9 @@ func (h *handle) Freeze(ctx context.Context) error {
 	}
 	defer f.unlock()
 	if err := h.halt(ctx); err != nil {
-		return fmt.Errorf("freezing %s: %w", h.id, errors.Join(err, thawAll(f.all)))
+		return fmt.Errorf("freezing %s: %w", h.id, errors.Join(err, h.wake()))
 	}
+	h.asleep.Store(true)
 	return nil
 }
 
@@ -94,6 +95,14 @@ func (h *handle) thaw(ctx context.Context) error {
 		return err
 	}
 	defer h.freezing.unlock()
+	return h.wake()
+}
+
+// wake thaws all. The caller has the turn.
+func (h *handle) wake() error {
+	if h.asleep.Swap(false) {
+		h.r.logsGrow()
+	}
 	return thawAll(h.freezing.all)
 }
 
@@ -105,7 +114,7 @@ func (h *handle) enter(ctx context.Context) error {
 		return err
 	}
 	defer f.unlock()
-	if err := thawAll(f.all); err != nil {
+	if err := h.wake(); err != nil {
 		return err
 	}
 	if f.commands == 0 {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -40,6 +41,7 @@ type handle struct {
 	finish   sync.Once
 	over     chan struct{} // closed when the instance has ended or is to end
 	freezing freezing
+	asleep   atomic.Bool // it is frozen: its log does not grow
 
 	stopping chan struct{} // holds one token: of the one Stop at work; guards gone
 	gone     bool
@@ -158,6 +160,7 @@ func (h *handle) release(err error) {
 	h.r.mu.Lock()
 	defer h.r.mu.Unlock()
 	delete(h.r.handles, h.id)
+	h.r.logsGrow() // there is one more of those that have ended
 	if err != nil {
 		h.r.lose(h.id, h)
 	}

@@ -43,20 +43,51 @@ func (r *Runtime) logFile(service, id, sidecar string) (string, error) {
 	return filepath.Join(dir, id+".log"), nil
 }
 
-// rotateLoop bounds the logs until the runtime is closed.
+// rotateLoop bounds the logs until the runtime is closed. While all instances are
+// frozen, or there are none, it does nothing.
 func (r *Runtime) rotateLoop() {
 	tick := time.NewTicker(logEvery)
 	defer tick.Stop()
 	for {
+		tick.Stop()
 		select {
 		case <-r.ctx.Done():
 			return
-		case <-tick.C:
+		case <-r.writes:
 		}
-		if err := r.rotate(); err != nil {
-			r.log.Warn("bounding logs", zap.Error(err))
+		tick.Reset(logEvery)
+		for busy := true; busy; {
+			select {
+			case <-r.ctx.Done():
+				return
+			case <-tick.C:
+			}
+			busy = r.writing() // first: what is frozen meanwhile has written more
+			if err := r.rotate(); err != nil {
+				r.log.Warn("bounding logs", zap.Error(err))
+			}
 		}
 	}
+}
+
+// logsGrow has the logs bounded from now on.
+func (r *Runtime) logsGrow() {
+	select {
+	case r.writes <- struct{}{}:
+	default:
+	}
+}
+
+// writing reports whether an instance runs that is not frozen.
+func (r *Runtime) writing() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, h := range r.handles {
+		if !h.asleep.Load() {
+			return true
+		}
+	}
+	return false
 }
 
 // rotate turns over the logs that are too long and deletes the oldest ones of

@@ -1,12 +1,16 @@
 package containerd
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"go.uber.org/zap"
 )
 
 // TestLogs has an app write more than is kept, while nobody reads: it is never
@@ -37,6 +41,63 @@ func TestLogs(t *testing.T) {
 	f.get(all[0], "/log?lines=1")
 	eventually(t, "the app writes on at the beginning", func() bool { n := size(path); return n > 0 && n < 1<<20 })
 	f.stop(all[0])
+}
+
+// TestLogsOfFrozenInstances counts on nobody looking at logs that cannot grow.
+func TestLogsOfFrozenInstances(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "hello", "i.log")
+	if err := os.Mkdir(filepath.Dir(path), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	grow := func() {
+		t.Helper()
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Truncate(path, logLimit+1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	synctest.Test(t, func(t *testing.T) {
+		r := &Runtime{opts: Options{LogDir: filepath.Dir(filepath.Dir(path))}, log: zap.NewNop(), writes: make(chan struct{}, 1)}
+		h := &handle{r: r, id: "i", freezing: newFreezing(nil)}
+		h.asleep.Store(true)
+		r.handles = map[string]*handle{h.id: h}
+		r.ctx, r.cancel = context.WithCancel(t.Context())
+		r.wg.Go(r.rotateLoop)
+		grow()
+		time.Sleep(time.Hour)
+		if size(path) == 0 {
+			t.Error("a log was looked at, though all is frozen")
+		}
+		if err := h.wake(); err != nil {
+			t.Fatal(err)
+		}
+		for range 3 {
+			time.Sleep(2 * logEvery)
+			if size(path) != 0 {
+				t.Error("a log is not bounded while its instance runs")
+			}
+			grow()
+		}
+		h.asleep.Store(true)
+		time.Sleep(2 * logEvery)
+		if size(path) != 0 {
+			t.Error("a log is not bounded once more after its instance was frozen")
+		}
+		grow()
+		time.Sleep(time.Hour)
+		if size(path) == 0 {
+			t.Error("a log was looked at long after all was frozen")
+		}
+		h.release(nil)
+		time.Sleep(2 * logEvery)
+		if size(path) != 0 {
+			t.Error("a log is not bounded after its instance has gone")
+		}
+		r.cancel()
+		r.wg.Wait()
+	})
 }
 
 func TestTailTurnedOver(t *testing.T) {

@@ -103,6 +103,7 @@ func (p *prepared) start(ctx context.Context, observe func(phase string, took ti
 		return nil, errClosed
 	}
 	r.handles[h.id] = h
+	r.logsGrow()
 	return h, nil
 }
 

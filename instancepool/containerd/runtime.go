@@ -46,6 +46,7 @@ type Runtime struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 	dirty  chan struct{} // something may be left to sweep
+	writes chan struct{} // an instance may write to its log that could not, or has gone
 
 	mu       sync.Mutex // guards all below
 	client   *client.Client
@@ -63,7 +64,7 @@ func New(opts Options) (*Runtime, error) {
 		return nil, err
 	}
 	r := &Runtime{
-		opts: opts, log: opts.Logger, cgroups: newCgroups(cgroupRoot), dirty: make(chan struct{}, 1),
+		opts: opts, log: opts.Logger, cgroups: newCgroups(cgroupRoot), dirty: make(chan struct{}, 1), writes: make(chan struct{}, 1),
 		handles: make(map[string]*handle), starting: make(map[string]*handle), lost: make(map[string]*handle),
 		specs: make(map[string]*specBase),
 	}
@@ -106,6 +107,7 @@ func (r *Runtime) connect() (*client.Client, error) {
 	}
 	r.client, r.locks = c, taken
 	r.wg.Go(r.sweepLoop)
+	r.logsGrow() // those of an earlier process may have
 	r.wg.Go(r.rotateLoop)
 	r.wg.Go(func() { r.network.fill(r.ctx, r.log) })
 	return c, nil

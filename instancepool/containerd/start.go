@@ -79,6 +79,7 @@ func (s *start) fail(ctx context.Context, err error) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.starting, s.spec.ID)
+	r.logsGrow() // it may have said why it ended
 	if !undone || errors.Is(err, context.DeadlineExceeded) || errdefs.IsDeadlineExceeded(err) {
 		r.lose(s.spec.ID, nil) // at the deadline of a call: it may have an effect yet
 	}

@@ -168,6 +168,7 @@ func (r *Runtime) keep(h *handle) {
 	r.mu.Lock()
 	if r.handles[h.id] == nil && r.ctx.Err() == nil {
 		r.handles[h.id] = h
+		r.logsGrow()
 		r.mu.Unlock()
 		return
 	}

@@ -103,21 +103,65 @@ func (p *Pool) tooLong(i *Instance, idle time.Duration) (stop bool, reason strin
 func (p *Pool) lookAt(i *Instance, idle time.Duration) time.Duration {
 	next := p.spec.IdleTimeout
 	sooner := func(at time.Duration) {
-		if at > idle {
-			next = min(next, at)
+		if at > idle && (at < next || next <= idle) {
+			next = at
 		}
 	}
 	if !i.due.IsZero() {
 		return max(time.Until(i.due), time.Millisecond)
 	}
 	sooner(keepLeast)
-	if p.spec.Scaling.Window > 0 && idle >= keepLeast {
-		sooner(idle + surplusEvery)
+	if idle >= keepLeast {
+		if at, ok := p.tooLongAt(idle); ok {
+			sooner(at)
+		}
 	}
 	if next <= idle { // it is one of the minimum
 		return p.spec.IdleTimeout
 	}
 	return next - idle
+}
+
+// tooLongAt is when an instance that is idle for so long, at least keepLeast, may
+// have become one too many before the idle timeout; false when nothing but
+// lookAgain can tell. It is a multiple of surplusEvery, so that no instance is
+// looked at more often. The caller holds mu.
+func (p *Pool) tooLongAt(idle time.Duration) (time.Duration, bool) {
+	s, at := p.snapshot(), idle
+	switch {
+	case p.spec.Scaling.Window == 0:
+		return 0, false
+	case s.Max != 0 && p.ready > max(s.Max, 0):
+	case p.ready+p.starting <= max(s.Min, s.Floor):
+		return 0, false
+	case p.ready > 1: // the load of late fades
+	case p.ready+p.starting > 1:
+		return 0, false
+	default:
+		var vain bool
+		if at, vain = p.opts.Rhythm.VainAt(idle, p.spec.IdleTimeout); !vain {
+			return 0, false
+		}
+	}
+	looks := max((idle-keepLeast)/surplusEvery+1, (at-keepLeast+surplusEvery-1)/surplusEvery)
+	return keepLeast + looks*surplusEvery, true
+}
+
+// lookAgain sees to it that instances that are idle are looked at in time, after
+// what tooLongAt goes by has changed. The caller holds mu.
+func (p *Pool) lookAgain() {
+	now := time.Now()
+	if _, ok := p.tooLongAt(keepLeast); !ok || p.detached {
+		return
+	}
+	for _, i := range p.instances {
+		if i.state != Ready || i.inFlight > 0 || !i.idleSet {
+			continue
+		}
+		if after := p.lookAt(i, now.Sub(i.idleAt)); i.idleEnd.After(now.Add(after)) {
+			p.lookIn(i, now, after)
+		}
+	}
 }
 
 // expect sees to it that there is an instance again when the next request is

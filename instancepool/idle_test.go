@@ -2,6 +2,7 @@ package instancepool_test
 
 import (
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -130,6 +131,69 @@ func TestBound(t *testing.T) {
 		running(1)
 		p.Bound(0, -1)
 		time.Sleep(time.Hour)
+		running(0)
+	})
+}
+
+// The last idle instance is not looked at again and again: nothing can become of
+// it before its idle timeout.
+func TestAnIdleInstanceIsLeftAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rev := throttled(1)
+		rev.Spec().Scaling.Window, rev.Spec().IdleTimeout = time.Minute, time.Hour
+		var looks atomic.Int64 // Decide is asked at each
+		p := startWith(t, rev, func(o *instancepool.Options, _ *pooltest.Runtime) {
+			decide := o.Decide
+			o.Decide = func(s instancepool.Snapshot) instancepool.Decision {
+				looks.Add(1)
+				return decide(s)
+			}
+		})
+		p.need().Release()
+		time.Sleep(keptAtLeast + time.Second)
+		before := looks.Load()
+		time.Sleep(59 * time.Minute)
+		if n := looks.Load() - before; n != 0 {
+			t.Errorf("it was looked at %d times", n)
+		}
+		equal(t, "running", len(p.rt.Running()), 1)
+		time.Sleep(time.Minute)
+		equal(t, "running", len(p.rt.Running()), 0)
+	})
+}
+
+// keptAtLeast is how long every instance is kept.
+const keptAtLeast = 10 * time.Second
+
+// What was left alone is looked at when there may be fewer instances than before.
+func TestAnIdleInstanceIsLookedAtAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rev := throttled(1)
+		rev.Spec().Scaling.Window, rev.Spec().IdleTimeout = time.Minute, time.Hour
+		p := start(t, rev)
+		running := func(want int) {
+			t.Helper()
+			synctest.Wait()
+			equal(t, "running", len(p.rt.Running()), want)
+		}
+		p.need().Release()
+		time.Sleep(10 * time.Minute)
+		running(1)
+		if err := p.Await(t.Context(), 2); err != nil { // another one has come
+			t.Fatal(err)
+		}
+		time.Sleep(6 * time.Second)
+		running(1)
+		p.Bound(2, 0)
+		time.Sleep(10 * time.Minute)
+		running(2)
+		p.Bound(1, 0)
+		time.Sleep(6 * time.Second)
+		running(1)
+		time.Sleep(2 * time.Hour)
+		running(1)
+		p.Bound(0, -1)
+		time.Sleep(6 * time.Second)
 		running(0)
 	})
 }

@@ -490,6 +490,7 @@ func (p *Pool) Bound(min, max int) {
 	defer p.mu.Unlock()
 	p.min, p.max = min, max
 	p.scale()
+	p.lookAgain()
 }
 
 // lookAhead asks from time to time, as long as requests come, whether their number
@@ -742,6 +743,7 @@ func (p *Pool) makeReady(i *Instance) {
 	p.ready++
 	p.free += p.spec.Concurrency - i.inFlight
 	p.place(i)
+	p.lookAgain()
 }
 
 // setState moves i to another state, which closes its slots if it was ready.
@@ -763,6 +765,7 @@ func (p *Pool) setState(i *Instance, s State) {
 	}
 	i.state, i.since = s, time.Now()
 	p.place(i)
+	p.lookAgain()
 }
 
 // startFailed ends an instance that never became ready.
@@ -1047,6 +1050,7 @@ func (p *Pool) Await(ctx context.Context, n int) error {
 		for _, o := range p.awaiting {
 			p.floor = max(p.floor, o.n)
 		}
+		p.lookAgain()
 	}()
 	select {
 	case err := <-a.result:

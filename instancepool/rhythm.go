@@ -94,6 +94,35 @@ func (r *Rhythm) InVain(lasted, by time.Duration) bool {
 	return all >= vainSeen && float64(inTime) <= vainShare*float64(all)
 }
 
+// VainAt is when, in a pause that has lasted so long, InVain becomes true of it, or
+// false when it does not.
+func (r *Rhythm) VainAt(lasted, by time.Duration) (time.Duration, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.total < vainSeen {
+		return 0, false
+	}
+	inTime, all, last := 0, 0, restClass(by)
+	first, from := r.after(lasted), -1
+	for class := len(r.seen) - 1; class >= first; class-- {
+		n := int(r.seen[class])
+		all += n
+		if class <= last {
+			inTime += n
+		}
+		if all >= vainSeen && float64(inTime) <= vainShare*float64(all) {
+			from = class
+		}
+	}
+	switch {
+	case from < 0:
+		return 0, false
+	case from == first:
+		return lasted, true
+	}
+	return restAt(from - 1), true
+}
+
 // after is the class of the pauses that are longer than one that has lasted so
 // long. The caller holds mu.
 func (r *Rhythm) after(lasted time.Duration) int {

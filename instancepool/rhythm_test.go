@@ -1,6 +1,7 @@
 package instancepool_test
 
 import (
+	"math/rand/v2"
 	"testing"
 	"time"
 
@@ -74,5 +75,35 @@ func TestRhythmChanges(t *testing.T) {
 	rest, ok := r.Next(0)
 	if !ok || rest.From > 10*time.Minute || rest.To < 10*time.Minute {
 		t.Errorf("Next = %+v, %t", rest, ok)
+	}
+}
+
+// VainAt is the first moment of which InVain is true.
+func TestVainAt(t *testing.T) {
+	const by = 15 * time.Minute
+	random := rand.New(rand.NewPCG(1, 2))
+	found := 0
+	for range 300 {
+		var r instancepool.Rhythm
+		kinds := []time.Duration{7 * time.Second, time.Minute, 5 * time.Minute, 14 * time.Minute, time.Hour, 20 * time.Hour}
+		for range random.IntN(40) {
+			r.Note(time.Duration(float64(kinds[random.IntN(1+random.IntN(len(kinds)))]) * (0.8 + 0.4*random.Float64())))
+		}
+		lasted := time.Duration(random.Int64N(int64(by)))
+		at, vain := r.VainAt(lasted, by)
+		if vain {
+			found++
+			if at < lasted || !r.InVain(at+time.Millisecond, by) {
+				t.Errorf("after %s it is said to be in vain at %s, and is not", lasted, at)
+			}
+		}
+		for now := lasted; now < by && (!vain || now < at-time.Millisecond); now += time.Second {
+			if r.InVain(now, by) {
+				t.Fatalf("after %s it is said to be in vain at %s (%t), and is at %s", lasted, at, vain, now)
+			}
+		}
+	}
+	if found < 20 || found > 280 {
+		t.Errorf("%d of 300 are in vain", found)
 	}
 }

@@ -260,7 +260,7 @@ func (leasedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	r = r.WithContext(ctx)
 	// The headers are those that the proxy has made for this attempt.
 	setForwarded(r.Header)
-	resp, err := x.lease.Instance().Transport().RoundTrip(r)
+	resp, err := x.lease.Instance().RoundTrip(r)
 	if err == nil {
 		if resp.StatusCode == http.StatusSwitchingProtocols {
 			timer.Stop() // the context ends with the request's own

@@ -41,10 +41,11 @@ type Instance struct {
 	id   string
 	pool *Pool
 
-	// handle and transport are set before the instance is first ready and never
-	// change after.
-	handle    Handle
-	transport *carrier
+	// handle and carrier are set before the instance is first ready and never change
+	// after.
+	handle  Handle
+	carrier *carrier
+	sockets sockets
 
 	// why says why it was started, ahead is what was prepared for it; neither changes.
 	why   string
@@ -86,18 +87,24 @@ func (i *Instance) ID() string { return i.id }
 // Address is the host and port it listens on.
 func (i *Instance) Address() string { return i.handle.Address() }
 
-// Transport carries requests to this instance and to no other, over its own
+// RoundTrip carries a request to this instance and to no other, over its own
 // connections, which end with it: a recycled address can never reach another
-// service.
-func (i *Instance) Transport() http.RoundTripper { return i.transport }
+// service. So do those that have switched to another protocol.
+func (i *Instance) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := i.carrier.roundTrip(r)
+	if err == nil && resp.StatusCode == http.StatusSwitchingProtocols {
+		i.sockets.take(resp, i.stop)
+	}
+	return resp, err
+}
 
 // HTTP1 carries ordinary requests to this instance over the same connections, with
 // less effort; nil if it is to be spoken to in HTTP/2.
 func (i *Instance) HTTP1() *http1.Transport {
-	if i.transport.two != nil {
+	if i.carrier.two != nil {
 		return nil
 	}
-	return &i.transport.one
+	return &i.carrier.one
 }
 
 // Exited is closed when the instance's process has ended.
@@ -147,17 +154,17 @@ func newCarrier(h Handle) *carrier {
 	return c
 }
 
-// RoundTrip implements http.RoundTripper. HTTP/2 knows no upgrades: a WebSocket to
-// a container that speaks it begins with HTTP/1.1 all the same.
-func (c *carrier) RoundTrip(r *http.Request) (*http.Response, error) {
+// roundTrip is RoundTrip. HTTP/2 knows no upgrades: a WebSocket to a container that
+// speaks it begins with HTTP/1.1 all the same.
+func (c *carrier) roundTrip(r *http.Request) (*http.Response, error) {
 	if c.two != nil && r.Header["Upgrade"] == nil {
 		return c.two.RoundTrip(r)
 	}
 	return c.one.RoundTrip(r)
 }
 
-// CloseIdleConnections closes what no request uses now.
-func (c *carrier) CloseIdleConnections() {
+// closeIdle closes the connections that no request uses now.
+func (c *carrier) closeIdle() {
 	c.one.CloseIdleConnections()
 	if c.two != nil {
 		c.two.CloseIdleConnections()

@@ -627,7 +627,8 @@ func (p *Pool) run(i *Instance, h Handle) {
 	case <-i.stop:
 		p.opts.Observe(p.event(i, h, Draining, i.stopReason))
 	case <-ctx.Done():
-		i.transport.CloseIdleConnections()
+		i.carrier.closeIdle()
+		i.sockets.part()
 		return // let go: the instance runs on
 	}
 	p.end(i, h, crashed)
@@ -717,7 +718,7 @@ func (p *Pool) becomeReady(i *Instance, h Handle) error {
 	if i.stopSent || p.detached {
 		return errUnwanted
 	}
-	i.handle, i.transport = h, newCarrier(h)
+	i.handle, i.carrier = h, newCarrier(h)
 	p.makeReady(i)
 	i.readyAt = i.since
 	p.proven = true
@@ -921,8 +922,13 @@ func (p *Pool) crashed(i *Instance, h Handle) bool {
 // end stops what still runs and removes what is left of an instance.
 func (p *Pool) end(i *Instance, h Handle, crashed bool) {
 	began := time.Now()
-	i.transport.CloseIdleConnections()
+	i.carrier.closeIdle()
 	p.remove(h)
+	if crashed {
+		i.sockets.cut()
+	} else {
+		i.sockets.part()
+	}
 	if p.ctx.Err() != nil {
 		return // let go in the middle: the next process finds what is left
 	}

@@ -249,7 +249,7 @@ func TestTransport(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		resp, err := l.Instance().Transport().RoundTrip(req)
+		resp, err := l.Instance().RoundTrip(req)
 		if err != nil {
 			return "", err
 		}

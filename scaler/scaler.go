@@ -759,8 +759,13 @@ func (s *Scaler) Close(ctx context.Context, ending Ending) error {
 		if ending != Keep {
 			err = errors.Join(err, svc.wait(ctx))
 		}
-		svc.detach()
 	}
+	// Each may have clients who are to hear of it: all do at the same time.
+	var detaching sync.WaitGroup
+	for _, svc := range all {
+		detaching.Go(svc.detach)
+	}
+	detaching.Wait()
 	if ending != Keep {
 		discarded := make(chan struct{})
 		s.wg.Go(func() {

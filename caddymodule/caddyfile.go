@@ -170,6 +170,7 @@ var reserved = []string{
 //		timeout       <duration>
 //		response_start_timeout <duration>
 //		response_idle_timeout  <duration>
+//		drain_timeout <duration>
 //		queue_depth   <number>
 //		prepared      <number>
 //		window        <duration>
@@ -327,6 +328,8 @@ func (p *serviceParser) option() error {
 		err = p.duration(&s.ResponseStartTimeout)
 	case "response_idle_timeout":
 		err = p.duration(&s.ResponseIdleTimeout)
+	case "drain_timeout":
+		err = p.duration(&s.DrainTimeout)
 	case "startup_probe":
 		err = p.probe()
 	default:

@@ -95,6 +95,7 @@ func TestCaddyfileErrors(t *testing.T) {
 		{"cpu fast", "cpu: \"fast\" is not an amount"},
 		{"memory 5B", "memory: \"5B\" is not an amount"},
 		{"memory -1Gi", "memory: \"-1Gi\" is not an amount"},
+		{"drain_timeout 0s", "drain_timeout: '0s' is not a duration above zero"},
 		{"queue_depth 0", "queue_depth: 0 is not from 1"},
 		{"prepared 1001", "prepared: 1001 is not from 0 to 1000"},
 		{"cpu_throttling perhaps", "cpu_throttling: 'perhaps' is not true or false"},
@@ -221,7 +222,7 @@ func takeOrRefuse(t testing.TB, options string) (taken bool) {
 func TestRandomOptions(t *testing.T) {
 	names := []string{
 		"image", "command", "args", "port", "env", "concurrency", "instances", "initial_scale", "idle_timeout",
-		"timeout", "response_start_timeout", "response_idle_timeout", "queue_depth", "cpu", "memory", "startup_probe", "header_up", "flush_interval", "period", "header",
+		"timeout", "response_start_timeout", "response_idle_timeout", "drain_timeout", "queue_depth", "cpu", "memory", "startup_probe", "header_up", "flush_interval", "period", "header",
 		"initial_delay", "failure_threshold", "prepared", "cpu_throttling", "concurrency_target", "cpu_target", "window", "to", "transport", "colour",
 	}
 	words := []string{

@@ -24,6 +24,7 @@ func scalingFlags(f *pflag.FlagSet) {
 	f.String("scaling-cpu-target", "", "The same of its CPU, `PART`, 0.1 to 0.95; 'default' (0.6) or 'disabled'")
 	boolPair(f, "cpu-throttling", "Give an instance CPU only while it has requests: it is frozen while it has none")
 	f.Duration("idle-timeout", 0, "How long an instance may be without a request before it is stopped (not in gcloud)")
+	f.Duration("drain-timeout", 0, "How long a replaced revision may take for the requests, streams and WebSockets that it has (not in gcloud)")
 	f.String("prepared", "", "How many instances, `N`, are kept made but not started, or 'default' (not in gcloud)")
 	f.Int("queue-depth", 0, "How many requests may wait for a free slot (not in gcloud)")
 }
@@ -41,12 +42,17 @@ func (e edits) scaling() error {
 			return err
 		}
 	}
-	if e.set("idle-timeout") {
-		d, _ := e.flags.GetDuration("idle-timeout")
-		if d <= 0 {
-			return usageError("--idle-timeout: %s is not above zero", d)
+	for flag, key := range map[string]string{
+		"idle-timeout": revisions.IdleTimeoutAnnotation, "drain-timeout": revisions.DrainTimeoutAnnotation,
+	} {
+		if !e.set(flag) {
+			continue
 		}
-		e.annotate([]string{revisions.IdleTimeoutAnnotation}, d.String())
+		d, _ := e.flags.GetDuration(flag)
+		if d <= 0 {
+			return usageError("--%s: %s is not above zero", flag, d)
+		}
+		e.annotate([]string{key}, d.String())
 	}
 	if e.set("queue-depth") {
 		n, _ := e.flags.GetInt("queue-depth")

@@ -52,7 +52,7 @@ func TestFlags(t *testing.T) {
 		{"all", "{}", []string{
 			"--image=x:1", "--command=/a,b", "--args=^;^c,d;e", "--port=9000", "--use-http2", "--set-env-vars=A=1,B=2", "--set-env-vars=^#^C=x,y",
 			"--concurrency=7", "--cpu=0.5", "--memory=1Gi", "--timeout=10m", "--min-instances=1", "--max-instances=4", "--session-affinity",
-			"--no-cpu-throttling", "--idle-timeout=90s", "--queue-depth=5", "--prepared=2", "--scaling-concurrency-target=0.8", "--scaling-cpu-target=disabled",
+			"--no-cpu-throttling", "--idle-timeout=90s", "--drain-timeout=1h", "--queue-depth=5", "--prepared=2", "--scaling-concurrency-target=0.8", "--scaling-cpu-target=disabled",
 			"--min=2", "--max=6",
 			"--startup-probe=httpGet.path=/ready,periodSeconds=2,failureThreshold=5", "--liveness-probe=grpc.service=x,grpc.port=9000",
 			"--labels=team=blue", "--description=A greeting",
@@ -70,6 +70,7 @@ spec:
       annotations:
         autoscaling.knative.dev/maxScale: "4"
         autoscaling.knative.dev/minScale: "1"
+        run.fairway/drain-timeout: 1h0m0s
         run.fairway/idle-timeout: 1m30s
         run.fairway/prepared: "2"
         run.fairway/queue-depth: "5"
@@ -246,6 +247,7 @@ func TestFlagErrors(t *testing.T) {
 		"--scaling-concurrency-target=1":             "--scaling-concurrency-target",
 		"--scaling-cpu-target=NaN":                   "--scaling-cpu-target",
 		"--idle-timeout=0s":                          "--idle-timeout",
+		"--drain-timeout=0s":                         "--drain-timeout",
 		"--queue-depth=0":                            "--queue-depth",
 		"--startup-probe=path=/":                     `--startup-probe: "path" is not a key`,
 		"--startup-probe=periodSeconds=often":        "--startup-probe: periodSeconds",

@@ -65,6 +65,10 @@ type Service struct {
 	// How long an instance that has the request may send nothing; whole seconds up to
 	// `timeout`. Default: `timeout`. Knative: `…idleTimeoutSeconds`.
 	ResponseIdleTimeout caddy.Duration `json:"response_idle_timeout,omitempty"`
+	// How long a revision that was replaced may take for the requests that it has,
+	// streams and WebSockets included, before they are ended. Default: `timeout`.
+	// Annotation `run.fairway/drain-timeout`.
+	DrainTimeout caddy.Duration `json:"drain_timeout,omitempty"`
 	// How many requests may wait for a free slot. Default: `10000`. Annotation
 	// `run.fairway/queue-depth`.
 	QueueDepth int `json:"queue_depth,omitempty"`
@@ -239,6 +243,9 @@ func (s *Service) check() error {
 	if s.IdleTimeout < 0 {
 		return fmt.Errorf("idle_timeout %s is below zero", time.Duration(s.IdleTimeout))
 	}
+	if s.DrainTimeout < 0 {
+		return fmt.Errorf("drain_timeout %s is below zero", time.Duration(s.DrainTimeout))
+	}
 	if s.QueueDepth < 0 || s.QueueDepth > revisions.MaxQueueDepth {
 		return fmt.Errorf("queue_depth %d is not from 1 to %d", s.QueueDepth, revisions.MaxQueueDepth)
 	}
@@ -276,6 +283,9 @@ func (s *Service) annotations() map[string]string {
 	}
 	if s.IdleTimeout > 0 {
 		a[revisions.IdleTimeoutAnnotation] = time.Duration(s.IdleTimeout).String()
+	}
+	if s.DrainTimeout > 0 {
+		a[revisions.DrainTimeoutAnnotation] = time.Duration(s.DrainTimeout).String()
 	}
 	if s.QueueDepth > 0 {
 		setInt(revisions.QueueDepthAnnotation, s.QueueDepth)

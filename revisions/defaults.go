@@ -57,6 +57,8 @@ const DependenciesAnnotation = "run.googleapis.com/container-dependencies"
 const (
 	// IdleTimeoutAnnotation is a Go duration, such as "15m".
 	IdleTimeoutAnnotation = "run.fairway/idle-timeout"
+	// DrainTimeoutAnnotation is a Go duration, such as "1h".
+	DrainTimeoutAnnotation = "run.fairway/drain-timeout"
 	// QueueDepthAnnotation is a number of requests.
 	QueueDepthAnnotation = "run.fairway/queue-depth"
 	// PreparedAnnotation is a number of instances.

@@ -65,6 +65,7 @@ spec:
         autoscaling.knative.dev/min-scale: "2"
         autoscaling.knative.dev/max-scale: "9"
         autoscaling.knative.dev/initial-scale: "3"
+        run.fairway/drain-timeout: 2h
         run.fairway/idle-timeout: 90s
         run.fairway/queue-depth: "77"
     spec:
@@ -88,7 +89,7 @@ spec:
 func TestDefaults(t *testing.T) {
 	rev := revise(t, hello("{image: app}", "{}"))
 	want := said{Name: "hello-00001", Service: "hello", Generation: 1, Spec: &Spec{
-		Image: "app", StartOrder: []string{"user-container"}, Port: Port{Number: 8080}, Concurrency: 80, Timeout: 5 * time.Minute, MaxInstances: 100, IdleTimeout: 15 * time.Minute, QueueDepth: 10_000,
+		Image: "app", StartOrder: []string{"user-container"}, Port: Port{Number: 8080}, Concurrency: 80, Timeout: 5 * time.Minute, DrainTimeout: 5 * time.Minute, MaxInstances: 100, IdleTimeout: 15 * time.Minute, QueueDepth: 10_000,
 		Startup: Probe{Kind: ProbeTCP, Port: 8080, Attempt: time.Second, Total: 4 * time.Minute}, InitialScale: -1, ProgressDeadline: 10 * time.Minute,
 		Scaling: Scaling{Concurrency: 48, CPU: 0.6}, Throttled: true, Prepared: -1, Memory: 512 << 20, CPU: 1,
 	}}
@@ -123,7 +124,7 @@ func TestEverythingSaid(t *testing.T) {
 	rev := revise(t, full)
 	want := said{Name: "hello-green", Service: "hello", Generation: 1, Spec: &Spec{
 		StartOrder: []string{"user-container"}, ProgressDeadline: 10 * time.Minute, Image: "ghcr.io/acme/hello:1.4", Port: Port{Number: 9000, H2C: true},
-		Concurrency: 8, Timeout: 20 * time.Second, MinInstances: 2, MaxInstances: 9, InitialScale: 3, IdleTimeout: 90 * time.Second, QueueDepth: 77,
+		Concurrency: 8, Timeout: 20 * time.Second, DrainTimeout: 2 * time.Hour, MinInstances: 2, MaxInstances: 9, InitialScale: 3, IdleTimeout: 90 * time.Second, QueueDepth: 77,
 		Startup: Probe{
 			Kind: ProbeHTTP, Port: 9001, Path: "/up", Header: http.Header{"X-Probe": {"yes"}},
 			Delay: time.Second, Attempt: 2 * time.Second, Total: 12 * time.Second,

@@ -41,6 +41,9 @@ type Spec struct {
 	MinInstances, MaxInstances int
 	// IdleTimeout is how long an instance may be without a request before it is stopped.
 	IdleTimeout time.Duration
+	// DrainTimeout is how long a revision that gets no new requests may take for those
+	// that it has, and for streams and WebSockets. Default: Timeout.
+	DrainTimeout time.Duration
 	// Scaling says more about how many instances there are.
 	Scaling Scaling
 	// Throttled gives an instance CPU only while it has requests (Cloud Run:
@@ -120,6 +123,7 @@ func newSpec(template servingv1.RevisionTemplateSpec) (*Spec, error) {
 	s.ProgressDeadline = a.duration(DefaultProgressDeadline, serving.ProgressDeadlineAnnotation...)
 	s.QueueDepth = a.integer(1, MaxQueueDepth, DefaultQueueDepth, QueueDepthAnnotation)
 	s.IdleTimeout = a.duration(DefaultIdleTimeout, IdleTimeoutAnnotation)
+	s.DrainTimeout = a.duration(s.Timeout, DrainTimeoutAnnotation)
 	s.Affinity = a.boolean(false, AffinityAnnotation)
 	s.Throttled = a.boolean(true, ThrottlingAnnotation)
 	s.Prepared = a.integer(0, MaxPrepared, -1, PreparedAnnotation)

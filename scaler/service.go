@@ -457,12 +457,12 @@ func (v *service) dropUnused(st *revisions.State, pending []*revisions.Revision)
 	}
 }
 
-// leave drains d: each of its requests may still take as long as any may. The
-// caller holds mu.
+// leave drains d: what its requests and connections have not done by its deadline
+// is cut. The caller holds mu.
 func (v *service) leave(d *deployment) {
 	v.s.opts.Observer.Revision(RevisionEvent{Kind: "draining", Service: v.name, Revision: d.rev.Name})
 	began := time.Now()
-	v.end(d, d.rev.Spec().Timeout, func() {
+	v.end(d, d.rev.Spec().DrainTimeout, func() {
 		v.s.opts.Observer.Revision(RevisionEvent{Kind: "retired", Service: v.name, Revision: d.rev.Name, Took: time.Since(began)})
 	})
 }

@@ -49,6 +49,7 @@ func TestPreparedInstances(t *testing.T) {
 		second.Release()
 		p.Drain(0)
 		<-p.Done()
+		synctest.Wait() // what is prepared goes on its own
 		equal(t, "prepared, once drained", p.rt.Prepared(), 0)
 	})
 }

@@ -120,7 +120,7 @@ type Options struct {
 	// order per instance and outside the pool's lock.
 	Observe func(Event)
 	// Probe returns nil once an instance may get requests, or why it never did.
-	// Default: what the revision's startup probe says, over the network.
+	// Default: what the revision's startup probes say, over the network.
 	Probe func(context.Context, Handle) error
 	// StopGrace is the time from SIGTERM to SIGKILL. Default: DefaultStopGrace.
 	StopGrace time.Duration
@@ -654,7 +654,7 @@ func (p *Pool) bringUp(ctx context.Context, i *Instance, h Handle) (Handle, map[
 		}
 	}
 	began := time.Now()
-	limit := p.spec.Startup.Delay + p.spec.Startup.Total + startAllowance
+	limit := p.spec.StartupTime() + startAllowance
 	ctx, stop := context.WithTimeoutCause(ctx, limit, fmt.Errorf("%w: not started within %s", errNotReady, limit))
 	defer stop()
 	var mu sync.Mutex // guards phases: a runtime may report from several goroutines

@@ -38,7 +38,7 @@ func revision(concurrency int) *revisions.Revision {
 	return revisions.New("hello", "hello-00001", 1, &revisions.Spec{
 		Port: revisions.Port{Number: 8080}, Concurrency: concurrency,
 		Timeout: 5 * time.Minute, IdleTimeout: 15 * time.Minute, QueueDepth: 10_000,
-		Startup: revisions.Probe{Port: 8080, Attempt: time.Second, Total: 4 * time.Minute},
+		Health: []revisions.Health{{Container: "app", Startup: &revisions.Probe{Port: 8080, Attempt: time.Second, Total: 4 * time.Minute}}},
 	})
 }
 

@@ -10,8 +10,6 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
-	"sync"
-	"syscall"
 	"time"
 
 	"google.golang.org/grpc"
@@ -21,7 +19,7 @@ import (
 	"github.com/fairway-run/fairway/revisions"
 )
 
-// A probe asks again after a pause that grows from the first to the second of
+// A startup probe asks again after a pause that grows from the first to the second of
 // these: an instance must not stand ready unnoticed, and one that takes minutes
 // must not be asked a thousand times a second all the while.
 const (
@@ -31,66 +29,6 @@ const (
 	execPauseMin = 100 * time.Millisecond
 	execPauseMax = time.Second
 )
-
-// errNotReady is wrapped by a probe that ran out of time.
-var errNotReady = errors.New("not ready in time")
-
-// probe returns nil as soon as the instance answers as its probe wants, or why
-// it never did: its process ended, the probe's time ran out, or ctx ended.
-func probe(ctx context.Context, h Handle) error {
-	p := h.Revision().Spec().Startup
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	var watch sync.WaitGroup
-	answered := make(chan struct{})
-	defer watch.Wait()
-	defer close(answered)
-	watch.Go(func() {
-		select {
-		case <-h.Exited():
-			cancel(fmt.Errorf("the container %s", h.Exit()))
-		case <-answered:
-		}
-	})
-	// The delay counts from the process's start: one that has run for long is not
-	// waited for again.
-	if !pause(ctx, p.Delay-time.Since(h.Started())) {
-		return context.Cause(ctx)
-	}
-	ctx, stop := context.WithTimeout(ctx, p.Total)
-	defer stop()
-	deadline, _ := ctx.Deadline()
-	ask, done := prober(h, p)
-	defer done()
-	wait, most := probePauseMin, probePauseMax
-	if p.Kind == revisions.ProbeExec {
-		wait, most = execPauseMin, execPauseMax
-	}
-	var last error
-	for {
-		attempt, release := context.WithTimeout(ctx, p.Attempt)
-		err := ask(attempt)
-		release()
-		if err == nil {
-			return nil
-		}
-		if last == nil || ctx.Err() == nil && time.Now().Before(deadline) {
-			last = err // what the end of time itself has cut off says nothing
-		}
-		if !pause(ctx, wait) {
-			break
-		}
-		wait = min(wait*2, most)
-	}
-	if cause := context.Cause(ctx); !errors.Is(cause, context.DeadlineExceeded) {
-		return cause
-	}
-	hint := ""
-	if errors.Is(last, syscall.ECONNREFUSED) {
-		hint = "; does the container listen on 0.0.0.0 and the port in $PORT?"
-	}
-	return fmt.Errorf("%w: the startup probe (%s) failed for %s: %w%s", errNotReady, describe(p), p.Total, last, hint)
-}
 
 // pause waits for d; it reports false when ctx ended first.
 func pause(ctx context.Context, d time.Duration) bool {
@@ -118,9 +56,9 @@ func describe(p revisions.Probe) string {
 	return s
 }
 
-// prober returns a function that asks once, and one that lets go of what it
-// held.
-func prober(h Handle, p revisions.Probe) (ask func(context.Context) error, done func()) {
+// prober returns a function that asks a container once, and one that lets go of
+// what it held.
+func prober(h Handle, container string, p revisions.Probe) (ask func(context.Context) error, done func()) {
 	address := probeAddress(h, p)
 	switch p.Kind {
 	case revisions.ProbeHTTP:
@@ -133,7 +71,7 @@ func prober(h Handle, p revisions.Probe) (ask func(context.Context) error, done 
 			if !ok {
 				return errors.New("the container engine cannot run commands in an instance")
 			}
-			return e.Exec(ctx, p.Command)
+			return e.Exec(ctx, container, p.Command)
 		}, func() {}
 	default:
 		return func(ctx context.Context) error { return dialOnce(ctx, address) }, func() {}

@@ -57,14 +57,14 @@ func (p *process) Stop(context.Context, time.Duration) error { p.exit(0); return
 // probing returns a process at address that is asked by probe.
 func probing(address string, probe revisions.Probe) *process {
 	rev := revision(1)
-	rev.Spec().Startup = probe
-	if rev.Spec().Startup.Attempt == 0 {
-		rev.Spec().Startup.Attempt = time.Second
+	if probe.Attempt == 0 {
+		probe.Attempt = time.Second
 	}
-	if rev.Spec().Startup.Total == 0 {
-		rev.Spec().Startup.Total = 10 * time.Second
+	if probe.Total == 0 {
+		probe.Total = 10 * time.Second
 	}
-	rev.Spec().Startup.Port = rev.Spec().Port.Number
+	probe.Port = rev.Spec().Port.Number
+	rev.Spec().Health[0].Startup = &probe
 	return newProcess(rev, address)
 }
 
@@ -209,10 +209,10 @@ func TestProbeDelay(t *testing.T) {
 	if err := within(t, p); err != nil {
 		t.Fatal(err)
 	}
-	if took := time.Since(p.started); took < p.rev.Spec().Startup.Delay {
+	if took := time.Since(p.started); took < p.rev.Spec().Health[0].Startup.Delay {
 		t.Errorf("was asked %s after its start", took)
 	}
-	p.rev.Spec().Startup.Delay = time.Hour
+	p.rev.Spec().Health[0].Startup.Delay = time.Hour
 	p.started = time.Now().Add(-2 * time.Hour)
 	if err := within(t, p); err != nil {
 		t.Fatal(err)

@@ -78,11 +78,19 @@ type Handle interface {
 	LogTail(n int) string
 }
 
-// Execer is a Handle that can run a command inside its instance, which a probe
-// may want.
+// Execer is a Handle that can run a command inside a container of its instance,
+// which a probe may want.
 type Execer interface {
 	// Exec runs a command and returns nil when it exits with code 0.
-	Exec(ctx context.Context, command []string) error
+	Exec(ctx context.Context, container string, command []string) error
+}
+
+// Stager is a Handle whose containers are not all started by Start: not those
+// that depend on others, see revisions.Health.
+type Stager interface {
+	// StartContainer starts the process of a container that depends on others, which
+	// have started, unless it runs. It returns when that was started.
+	StartContainer(ctx context.Context, container string) (time.Time, error)
 }
 
 // Freezer is a Handle whose instance can be halted where it is: it keeps its

@@ -83,9 +83,10 @@ var knativeConfig = sync.OnceValue(func() *config.Config {
 		panic("revisions: constant Knative defaults: " + err.Error())
 	}
 	// Beside what Knative has by default: volumes of the kind emptyDir, and several
-	// containers. What instances cannot have stays off, and is refused.
+	// containers, with probes of their own. What instances cannot have stays off, and is refused.
 	features, err := config.NewFeaturesConfigFromMap(map[string]string{
 		config.FeaturePodSpecSecurityContext:       "enabled",
+		"multi-container-probing":                  "enabled",
 		config.FeatureContainerSpecAddCapabilities: "enabled", // of those that instances have
 	})
 	if err != nil {

@@ -10,20 +10,19 @@ import (
 )
 
 // startOrder returns the names of a template's containers in the order that they
-// are started in: each after those that it depends on, else as in the template.
-func startOrder(t *servingv1.RevisionTemplateSpec) ([]string, error) {
+// are started in: each after those that it needs, else as in the template.
+func startOrder(t *servingv1.RevisionTemplateSpec) (order []string, needs map[string][]string, err error) {
 	names := make([]string, len(t.Spec.Containers))
 	for i := range t.Spec.Containers {
 		names[i] = t.Spec.Containers[i].Name
 	}
 	text := t.Annotations[DependenciesAnnotation]
 	if text == "" {
-		return names, nil
+		return names, nil, nil
 	}
-	refuse := func(err error) ([]string, error) {
-		return names, fmt.Errorf("annotation %s: %w", DependenciesAnnotation, err)
+	refuse := func(err error) ([]string, map[string][]string, error) {
+		return names, nil, fmt.Errorf("annotation %s: %w", DependenciesAnnotation, err)
 	}
-	var needs map[string][]string
 	if err := json.Unmarshal([]byte(text), &needs); err != nil {
 		return refuse(fmt.Errorf("it is not like {\"app\":[\"proxy\"]}: %w", err))
 	}
@@ -32,11 +31,10 @@ func startOrder(t *servingv1.RevisionTemplateSpec) ([]string, error) {
 			return refuse(fmt.Errorf("there is no container %q", name))
 		}
 	}
-	order, err := sortByNeeds(names, needs)
-	if err != nil {
+	if order, err = sortByNeeds(names, needs); err != nil {
 		return refuse(err)
 	}
-	return order, nil
+	return order, needs, nil
 }
 
 // sortByNeeds returns names, each after those that it needs.

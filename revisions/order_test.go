@@ -25,7 +25,7 @@ func TestStartOrder(t *testing.T) {
 		template := new(servingv1.RevisionTemplateSpec)
 		template.Annotations = map[string]string{DependenciesAnnotation: text}
 		template.Spec.Containers = []corev1.Container{{Name: "a"}, {Name: "b"}, {Name: "c"}}
-		order, err := startOrder(template)
+		order, _, err := startOrder(template)
 		got := strings.Join(order, " ")
 		if err != nil {
 			got = "error"
@@ -44,7 +44,7 @@ func FuzzStartOrder(f *testing.F) {
 		template := new(servingv1.RevisionTemplateSpec)
 		template.Annotations = map[string]string{DependenciesAnnotation: text}
 		template.Spec.Containers = []corev1.Container{{Name: "a"}, {Name: "b"}, {Name: "c"}}
-		if order, err := startOrder(template); err == nil && !slices.Equal(slices.Sorted(slices.Values(order)), []string{"a", "b", "c"}) {
+		if order, _, err := startOrder(template); err == nil && !slices.Equal(slices.Sorted(slices.Values(order)), []string{"a", "b", "c"}) {
 			t.Errorf("%q", order)
 		}
 	})
@@ -65,5 +65,9 @@ func TestStartOrderIsChecked(t *testing.T) {
 		}
 	}
 	rev := revise(t, hello(sidecars, `{run.googleapis.com/container-dependencies: '{"proxy":["app"]}'}`))
-	match(t, "order", rev.Spec().StartOrder, []string{"app", "proxy", "other", "again"})
+	var order []string
+	for _, h := range rev.Spec().Health {
+		order = append(order, strings.Join(append([]string{h.Container}, h.After...), " after "))
+	}
+	match(t, "order", order, []string{"app", "proxy after app", "other", "again"})
 }

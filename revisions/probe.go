@@ -27,7 +27,7 @@ func (k ProbeKind) String() string {
 	return [...]string{"tcp", "http", "grpc", "exec"}[k]
 }
 
-// Probe asks an instance whether it may get requests.
+// Probe asks a container how it is.
 // Source: Cloud Run: container health checks.
 type Probe struct {
 	Kind ProbeKind
@@ -40,34 +40,43 @@ type Probe struct {
 	Command []string
 	// Service is the name a gRPC probe asks for; empty means the whole server.
 	Service string
-	// Delay is waited before the first attempt.
+	// Delay is waited before the first attempt, from the process's start on.
 	Delay time.Duration
 	// Attempt bounds one attempt.
 	Attempt time.Duration
-	// Total bounds all attempts together, Delay not included: the probe has
-	// failed when the last of its periods has passed.
+	// Total bounds all attempts of a startup probe together, Delay not included: it
+	// has failed when the last of its periods has passed.
 	Total time.Duration
 }
 
-// startupProbe is what decides that an instance has started: the container's
-// startup probe, else its readiness probe, which by default asks for a
-// connection to the port.
-func startupProbe(c *corev1.Container, port Port) Probe {
+// startupProbe is what decides that a container has started: its startup probe,
+// else its readiness probe. That of the container that gets the requests asks by
+// default for a connection to the port; a sidecar's is nil then.
+func startupProbe(c *corev1.Container, port Port, ingress bool) *Probe {
 	p := c.StartupProbe
 	if p == nil {
 		p = c.ReadinessProbe
 	}
-	probe := Probe{Kind: ProbeTCP, Port: port.Number, Attempt: time.Second, Total: DefaultStartupTimeout}
+	if p == nil && !ingress {
+		return nil
+	}
+	probe := &Probe{Kind: ProbeTCP, Port: port.Number, Attempt: time.Second, Total: DefaultStartupTimeout}
 	if p == nil {
 		return probe
 	}
-	probe.Delay = time.Duration(p.InitialDelaySeconds) * time.Second
+	probe.read(p, port)
 	// A readiness probe that fails says "not yet" for as long as it takes.
 	if c.StartupProbe != nil && p.PeriodSeconds > 0 && p.FailureThreshold > 0 {
-		probe.Total = time.Duration(p.PeriodSeconds) * time.Duration(p.FailureThreshold) * time.Second
+		probe.Total = seconds(p.PeriodSeconds) * time.Duration(p.FailureThreshold)
 	}
+	return probe
+}
+
+// read reads how is asked, and the times of one attempt.
+func (probe *Probe) read(p *corev1.Probe, port Port) {
+	probe.Delay = seconds(p.InitialDelaySeconds)
 	if p.TimeoutSeconds > 0 {
-		probe.Attempt = time.Duration(p.TimeoutSeconds) * time.Second
+		probe.Attempt = seconds(p.TimeoutSeconds)
 	}
 	switch {
 	case p.HTTPGet != nil:
@@ -92,7 +101,6 @@ func startupProbe(c *corev1.Container, port Port) Probe {
 	case p.TCPSocket != nil:
 		probe.Port = orPort(int(p.TCPSocket.Port.IntVal), port)
 	}
-	return probe
 }
 
 func orPort(n int, port Port) int {

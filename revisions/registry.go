@@ -152,6 +152,9 @@ func prepare(svc, before *servingv1.Service, owner Owner) (*servingv1.Service, e
 	if err := svc.Validate(ctx).Filter(apis.ErrorLevel); err != nil {
 		return nil, &invalidError{service: svc.Name, fields: err}
 	}
+	if err := validateProbes(&svc.Spec.Template.Spec); err != nil {
+		return nil, &invalidError{service: svc.Name, fields: err}
+	}
 	if _, err := newRevision(svc.Name, 1, svc.Spec.Template); err != nil {
 		return nil, fmt.Errorf("service %s: %w", svc.Name, err)
 	}

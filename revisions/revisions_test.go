@@ -89,8 +89,11 @@ spec:
 func TestDefaults(t *testing.T) {
 	rev := revise(t, hello("{image: app}", "{}"))
 	want := said{Name: "hello-00001", Service: "hello", Generation: 1, Spec: &Spec{
-		Image: "app", StartOrder: []string{"user-container"}, Port: Port{Number: 8080}, Concurrency: 80, Timeout: 5 * time.Minute, DrainTimeout: 5 * time.Minute, MaxInstances: 100, IdleTimeout: 15 * time.Minute, QueueDepth: 10_000,
-		Startup: Probe{Kind: ProbeTCP, Port: 8080, Attempt: time.Second, Total: 4 * time.Minute}, InitialScale: -1, ProgressDeadline: 10 * time.Minute,
+		Image: "app", Port: Port{Number: 8080}, Concurrency: 80, Timeout: 5 * time.Minute, DrainTimeout: 5 * time.Minute, MaxInstances: 100, IdleTimeout: 15 * time.Minute, QueueDepth: 10_000,
+		Health: []Health{{
+			Container: "user-container", Startup: &Probe{Kind: ProbeTCP, Port: 8080, Attempt: time.Second, Total: 4 * time.Minute},
+		}},
+		InitialScale: -1, ProgressDeadline: 10 * time.Minute,
 		Scaling: Scaling{Concurrency: 48, CPU: 0.6}, Throttled: true, Prepared: -1, Memory: 512 << 20, CPU: 1,
 	}}
 	if diff := cmp.Diff(want, saidBy(rev), unforeseen); diff != "" {
@@ -123,12 +126,12 @@ var unforeseen = cmp.Options{cmpopts.IgnoreFields(said{}, "Hash", "Created"), cm
 func TestEverythingSaid(t *testing.T) {
 	rev := revise(t, full)
 	want := said{Name: "hello-green", Service: "hello", Generation: 1, Spec: &Spec{
-		StartOrder: []string{"user-container"}, ProgressDeadline: 10 * time.Minute, Image: "ghcr.io/acme/hello:1.4", Port: Port{Number: 9000, H2C: true},
+		ProgressDeadline: 10 * time.Minute, Image: "ghcr.io/acme/hello:1.4", Port: Port{Number: 9000, H2C: true},
 		Concurrency: 8, Timeout: 20 * time.Second, DrainTimeout: 2 * time.Hour, MinInstances: 2, MaxInstances: 9, InitialScale: 3, IdleTimeout: 90 * time.Second, QueueDepth: 77,
-		Startup: Probe{
+		Health: []Health{{Container: "user-container", Startup: &Probe{
 			Kind: ProbeHTTP, Port: 9001, Path: "/up", Header: http.Header{"X-Probe": {"yes"}},
 			Delay: time.Second, Attempt: 2 * time.Second, Total: 12 * time.Second,
-		},
+		}}},
 		Scaling: Scaling{Concurrency: 4.8, CPU: 0.6}, Throttled: true, Prepared: -1, Memory: 1 << 30, CPU: 1.5,
 	}}
 	if diff := cmp.Diff(want, saidBy(rev), unforeseen); diff != "" {
@@ -288,7 +291,7 @@ func TestStartupProbe(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			rev := revise(t, hello("{image: app, "+test.container+"}", "{}"))
-			if diff := cmp.Diff(test.want, rev.Spec().Startup); diff != "" {
+			if diff := cmp.Diff(&test.want, rev.Spec().Ingress().Startup); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})

@@ -20,9 +20,8 @@ type Spec struct {
 	Template servingv1.RevisionTemplateSpec
 	// Image is the reference as the user wrote it, such as "ghcr.io/acme/hello:1.4".
 	Image string
-	// StartOrder has the names of all containers, in the order that they are started
-	// in.
-	StartOrder []string
+	// Health has all containers, in the order that they are started in.
+	Health []Health
 	// Port is what the container listens on.
 	Port Port
 	// Concurrency is the hard limit of requests in flight in one instance, 1 to 1000.
@@ -58,8 +57,6 @@ type Spec struct {
 	CPU float64
 	// QueueDepth is how many requests may wait for a slot.
 	QueueDepth int
-	// Startup says when a started instance may get requests.
-	Startup Probe
 	// InitialScale is how many instances prove a new revision; -1 when nothing is
 	// said of it.
 	InitialScale int
@@ -129,11 +126,7 @@ func newSpec(template servingv1.RevisionTemplateSpec) (*Spec, error) {
 	s.Prepared = a.integer(0, MaxPrepared, -1, PreparedAnnotation)
 	s.Memory, s.CPU = limits(template.Spec.Containers)
 	s.readScaling(&a)
-	s.Startup = startupProbe(c, s.Port)
-	var err error
-	if s.StartOrder, err = startOrder(&s.Template); err != nil {
-		a.fail(err)
-	}
+	s.readHealth(&a)
 	return s, a.err
 }
 

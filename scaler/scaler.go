@@ -100,7 +100,7 @@ type Options struct {
 	// Limits hold until they are changed by Limit.
 	Limits Limits
 	// Probe returns nil once an instance may get requests. Default: what the
-	// revision's startup probe says, over the network.
+	// revision's startup probes say, over the network.
 	Probe func(context.Context, instancepool.Handle) error
 }
 

@@ -19,19 +19,23 @@ const execRemoval = 5 * time.Second
 // Exec implements instancepool.Execer: the command runs as the container's own
 // process does, with its user, environment and limits. A frozen instance is thawed
 // for it, and stays so.
-func (h *handle) Exec(ctx context.Context, command []string) (err error) {
+func (h *handle) Exec(ctx context.Context, container string, command []string) (err error) {
+	in, err := h.processOf(container)
+	if err != nil {
+		return err
+	}
 	if err := h.enter(ctx); err != nil {
 		return fmt.Errorf("running %s: %w", command[0], err)
 	}
 	defer h.leave()
 	ctx = withNamespace(ctx, h.r.opts.Namespace)
-	spec, err := h.processes[0].container.Spec(ctx)
+	spec, err := in.container.Spec(ctx)
 	if err != nil {
 		return fmt.Errorf("reading the spec of %s: %w", h.id, explain(ctx, err))
 	}
 	process := *spec.Process
 	process.Args = command
-	p, err := h.processes[0].task.Exec(ctx, "probe-"+strings.ToLower(rand.Text()), &process,
+	p, err := in.task.Exec(ctx, "probe-"+strings.ToLower(rand.Text()), &process,
 		cio.NullIO)
 	if err != nil {
 		return fmt.Errorf("running %s: %w", command[0], explain(ctx, err))
@@ -63,6 +67,29 @@ func (h *handle) Exec(ctx context.Context, command []string) (err error) {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+}
+
+// processOf returns the process of a container by its name.
+func (h *handle) processOf(container string) (*process, error) {
+	n := 1 // of the next sidecar, as they are made
+	ingress := h.rev.Spec().Container()
+	for i := range h.rev.Spec().Template.Spec.Containers {
+		c := &h.rev.Spec().Template.Spec.Containers[i]
+		id := h.id
+		if c != ingress {
+			id = sidecarID(h.id, n)
+			n++
+		}
+		if c.Name != container {
+			continue
+		}
+		for _, p := range h.processes {
+			if p.id == id {
+				return p, nil
+			}
+		}
+	}
+	return nil, fmt.Errorf("instance %s has no container %q", h.id, container)
 }
 
 var _ instancepool.Execer = (*handle)(nil)

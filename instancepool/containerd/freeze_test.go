@@ -327,7 +327,7 @@ func TestExecFrozen(t *testing.T) {
 	run := func() error {
 		ctx, cancel := context.WithTimeout(t.Context(), patience)
 		defer cancel()
-		return h.(instancepool.Execer).Exec(ctx, []string{"/app"}) // it cannot listen where another does
+		return h.(instancepool.Execer).Exec(ctx, "user-container", []string{"/app"}) // it cannot listen where another does
 	}
 	f.freeze(h)
 	if err := run(); err == nil || !strings.Contains(err.Error(), "exited with code 1") {

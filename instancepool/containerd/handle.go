@@ -33,6 +33,7 @@ type handle struct {
 	net       attachment
 	started   time.Time
 	processes []*process // the first one gets the requests
+	stages    stages
 
 	end   sync.Once
 	ended chan struct{}
@@ -177,7 +178,11 @@ func (h *handle) endAll(ctx context.Context, grace time.Duration) error {
 			return err
 		}
 		for _, p := range h.processes {
-			if err := p.signal(step.signal); err != nil {
+			signal := step.signal
+			if h.unstarted(p.id) {
+				signal = syscall.SIGKILL
+			}
+			if err := p.signal(signal); err != nil {
 				return err
 			}
 		}

@@ -204,11 +204,17 @@ func env(pairs ...string) func(*corev1.Container) {
 
 func (f *fixture) newID() string { return fmt.Sprintf("hello-00001-%05d", f.ids.Add(1)) }
 
-// start starts an instance.
+// start starts an instance, all of its containers.
 func (f *fixture) start(r *Runtime, rev *revisions.Revision) instancepool.Handle {
 	f.t.Helper()
 	h, err := r.Start(context.Background(), instancepool.StartSpec{ID: f.newID(), Revision: rev})
 	f.check(err)
+	for _, c := range rev.Spec().Health {
+		if len(c.After) > 0 {
+			_, err := h.(instancepool.Stager).StartContainer(context.Background(), c.Container)
+			f.check(err)
+		}
+	}
 	return h
 }
 

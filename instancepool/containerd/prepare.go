@@ -107,7 +107,7 @@ func (p *prepared) start(ctx context.Context, observe func(phase string, took ti
 	return h, nil
 }
 
-// run starts the processes.
+// run starts the processes that depend on no other.
 func (p *prepared) run(ctx context.Context) error {
 	select {
 	case <-p.h.ended:
@@ -118,7 +118,7 @@ func (p *prepared) run(ctx context.Context) error {
 		return err
 	}
 	p.s.r.network.yield(p.h.net.ID)
-	return p.s.startAll(ctx)
+	return p.s.startAll(ctx, p.h)
 }
 
 // Discard implements instancepool.Prepared.

@@ -180,19 +180,30 @@ func (s *start) containers(ctx context.Context) ([]*member, error) {
 	return all, nil
 }
 
-// startAll starts the processes, in the order of their containers' names.
-func (s *start) startAll(ctx context.Context) error {
-	for _, name := range s.spec.Revision.Spec().StartOrder {
-		m := s.members[slices.IndexFunc(s.members, func(m *member) bool { return m.c.Name == name })]
-		rpc, cancel, err := s.step(ctx)
-		if err != nil {
+// startAll starts the processes, in the order of their containers, but those that
+// depend on others: StartContainer does that.
+func (s *start) startAll(ctx context.Context, h *handle) error {
+	for _, c := range s.spec.Revision.Spec().Health {
+		m := s.members[slices.IndexFunc(s.members, func(m *member) bool { return m.c.Name == c.Container })]
+		if len(c.After) > 0 {
+			h.stage(m, s)
+			continue
+		}
+		if err := s.startMember(ctx, m); err != nil {
 			return err
 		}
-		err = m.task.Start(rpc)
-		cancel()
-		if err != nil {
-			return fmt.Errorf("starting the process: %w", m.inst.withoutValues(m.c, err))
-		}
+	}
+	return nil
+}
+
+func (s *start) startMember(ctx context.Context, m *member) error {
+	rpc, cancel, err := s.step(ctx)
+	if err != nil {
+		return err
+	}
+	defer cancel()
+	if err := m.task.Start(rpc); err != nil {
+		return fmt.Errorf("starting the process: %w", m.inst.withoutValues(m.c, err))
 	}
 	return nil
 }

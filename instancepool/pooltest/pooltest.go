@@ -53,6 +53,11 @@ type Plan struct {
 	PreparedErr   error
 	// Usage is what the instance uses.
 	Usage instancepool.Usage
+	// Exec is what a command in one of its containers, such as a probe, does; nil: it
+	// succeeds.
+	Exec func(ctx context.Context, container string, command []string) error
+	// ContainerErr is what the start of a container that depends on others returns.
+	ContainerErr error
 }
 
 // Runtime is an instancepool.Runtime for tests. It is safe for concurrent use.
@@ -309,6 +314,12 @@ func (rt *Runtime) make(id string, rev *revisions.Revision, plan Plan) *Instance
 	defer rt.mu.Unlock()
 	rt.pid++
 	i := &Instance{id: id, rev: rev, plan: plan, pid: rt.pid, started: time.Now(), exited: make(chan struct{}), removed: make(chan struct{})}
+	i.since, i.execs = make(map[string]time.Time), make(map[string]int)
+	for _, h := range rev.Spec().Health {
+		if len(h.After) == 0 {
+			i.since[h.Container] = i.started
+		}
+	}
 	i.address = fmt.Sprintf("10.88.0.1:%d", i.pid)
 	rt.instances = append(rt.instances, i)
 	rt.byID[id] = i
@@ -375,6 +386,8 @@ type Instance struct {
 	exit   instancepool.Exit
 	stops  int
 	freeze freezing
+	since  map[string]time.Time // when its containers were started
+	execs  map[string]int       // how often commands ran in them
 }
 
 // freezing is what an instance's freezer has done.
@@ -469,6 +482,50 @@ func (i *Instance) planned() Plan {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	return i.plan
+}
+
+// Exec implements instancepool.Execer.
+func (i *Instance) Exec(ctx context.Context, container string, command []string) error {
+	i.mu.Lock()
+	i.execs[container]++
+	exec := i.plan.Exec
+	i.mu.Unlock()
+	if exec == nil {
+		return ctx.Err()
+	}
+	return exec(ctx, container, command)
+}
+
+// Execs counts the commands that were run in a container.
+func (i *Instance) Execs(container string) int {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.execs[container]
+}
+
+// StartContainer implements instancepool.Stager.
+func (i *Instance) StartContainer(_ context.Context, container string) (time.Time, error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.plan.ContainerErr != nil {
+		return time.Time{}, i.plan.ContainerErr
+	}
+	if _, ok := i.since[container]; !ok {
+		i.since[container] = time.Now()
+	}
+	return i.since[container], nil
+}
+
+// ContainerStarted is how long after the instance a container was started; -1 when
+// it was not.
+func (i *Instance) ContainerStarted(container string) time.Duration {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	at, ok := i.since[container]
+	if !ok {
+		return -1
+	}
+	return at.Sub(i.started)
 }
 
 // Usage implements instancepool.Meter.

@@ -115,7 +115,7 @@ func newPool(instances int) *instancepool.Pool {
 		Port: revisions.Port{Number: revisions.DefaultPort}, Concurrency: revisions.DefaultConcurrency,
 		Timeout: revisions.DefaultTimeout, IdleTimeout: revisions.DefaultIdleTimeout, QueueDepth: revisions.DefaultQueueDepth,
 		Throttled: true, MinInstances: instances,
-		Startup: revisions.Probe{Port: revisions.DefaultPort, Attempt: time.Second, Total: revisions.DefaultStartupTimeout},
+		Health: []revisions.Health{{Startup: &revisions.Probe{Port: revisions.DefaultPort, Attempt: time.Second, Total: revisions.DefaultStartupTimeout}}},
 	})
 	return instancepool.New(rev, instancepool.Options{
 		Start: rt.Start, Probe: rt.Probe,

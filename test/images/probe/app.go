@@ -37,7 +37,7 @@ type app struct {
 	http.ServeMux
 
 	id          string
-	healthyFrom time.Time
+	health      *healthChecks
 	served      atomic.Int64
 	inFlight    atomic.Int64
 	maxInFlight atomic.Int64
@@ -45,7 +45,7 @@ type app struct {
 }
 
 func newApp(healthyFrom time.Time) *app {
-	a := &app{id: newID(), healthyFrom: healthyFrom}
+	a := &app{id: newID(), health: newHealthChecks(healthyFrom)}
 	for pattern, handle := range map[string]http.HandlerFunc{
 		"/{$}":       a.info,
 		"/sleep":     a.sleep,
@@ -64,10 +64,13 @@ func newApp(healthyFrom time.Time) *app {
 		"/stat":      stat,
 		"/write":     write,
 		"/log":       writeLines,
+		"/fail":      a.health.set(true),
+		"/mend":      a.health.set(false),
+		"/asked":     a.health.count,
 	} {
 		a.HandleFunc(pattern, a.counted(handle))
 	}
-	a.HandleFunc("/healthz", a.healthz)
+	a.Handle("/healthz", a.health)
 	return a
 }
 
@@ -114,15 +117,6 @@ func (a *app) info(w http.ResponseWriter, r *http.Request) {
 		MaxInFlight:   a.maxInFlight.Load(),
 		Proto:         r.Proto,
 	})
-}
-
-// healthz answers 503 until the time that FAIL_START=probe503 set.
-func (a *app) healthz(w http.ResponseWriter, _ *http.Request) {
-	if time.Now().Before(a.healthyFrom) {
-		http.Error(w, "not healthy yet", http.StatusServiceUnavailable)
-		return
-	}
-	fmt.Fprintln(w, "ok")
 }
 
 // sleep answers "/sleep?ms=" with the ID after that time.

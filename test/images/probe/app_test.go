@@ -162,3 +162,21 @@ func TestNotHealthyYet(t *testing.T) {
 		t.Errorf("status %d", recorder.Code)
 	}
 }
+
+// TestHealthChecks has checks that fail and are mended, each by its name.
+func TestHealthChecks(t *testing.T) {
+	_, ask := start(t)
+	is := func(path string, want int, body string) {
+		t.Helper()
+		if status, got := ask("GET", path, ""); status != want || !strings.HasPrefix(got, body) {
+			t.Errorf("%s: %d %s; want %d %s", path, status, got, want, body)
+		}
+	}
+	is("/healthz?name=live", http.StatusOK, "ok")
+	is("/fail?name=live", http.StatusOK, "done")
+	is("/healthz?name=live", http.StatusServiceUnavailable, "not healthy")
+	is("/healthz", http.StatusOK, "ok")
+	is("/mend?name=live", http.StatusOK, "done")
+	is("/healthz?name=live", http.StatusOK, "ok")
+	is("/asked?name=live", http.StatusOK, "3\n")
+}

@@ -5,7 +5,9 @@
 // Environment: LISTEN_ADDR (the host to listen on; default all), START_DELAY_MS,
 // FAIL_START (exit:<code>, nolisten, or probe503:<ms>), IGNORE_TERM=1,
 // TERM_DELAY_MS, LOG_RATE (bytes a second, to stdout), GRPC=1 (the gRPC health
-// service on the same port).
+// service on the same port), HEALTH_PORT (a further port that answers /healthz).
+//
+// With the arguments "check <path>" it asks the probe that runs beside it.
 package main
 
 import (
@@ -27,7 +29,6 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
 )
 
@@ -39,6 +40,9 @@ func main() {
 }
 
 func run() error {
+	if len(os.Args) == 3 && os.Args[1] == "check" {
+		return check(os.Args[2])
+	}
 	// Registered before anything else: a signal during the start counts too.
 	term := make(chan os.Signal, 1)
 	signal.Notify(term, syscall.SIGTERM)
@@ -70,13 +74,14 @@ func run() error {
 
 	go writeLog(os.Getenv("LOG_RATE"))
 	a := newApp(healthyFrom)
+	serveHealth(a.health)
 	return serve(newServer(a), &a.stopping, term)
 }
 
 // newServer speaks HTTP/1, HTTP/2 without TLS and, when asked for, gRPC.
 func newServer(a *app) *http.Server {
 	server := &http.Server{
-		Addr:              net.JoinHostPort(os.Getenv("LISTEN_ADDR"), cmp.Or(os.Getenv("PORT"), "8080")),
+		Addr:              net.JoinHostPort(os.Getenv("LISTEN_ADDR"), port()),
 		Handler:           a,
 		Protocols:         new(http.Protocols),
 		ReadHeaderTimeout: 10 * time.Second,
@@ -119,14 +124,7 @@ func serve(server *http.Server, stopping *atomic.Bool, term <-chan os.Signal) er
 // withGRPC answers gRPC by a server with the standard health service.
 func withGRPC(a *app) http.Handler {
 	server := grpc.NewServer()
-	status := health.NewServer()
-	grpc_health_v1.RegisterHealthServer(server, status)
-	if wait := time.Until(a.healthyFrom); wait > 0 {
-		status.SetServingStatus("", grpc_health_v1.HealthCheckResponse_NOT_SERVING)
-		time.AfterFunc(wait, func() {
-			status.SetServingStatus("", grpc_health_v1.HealthCheckResponse_SERVING)
-		})
-	}
+	grpc_health_v1.RegisterHealthServer(server, a.health.status)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.ProtoMajor == 2 && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
 			server.ServeHTTP(w, r)
@@ -163,6 +161,9 @@ func envMillis(name string) time.Duration {
 	}
 	return time.Duration(ms) * time.Millisecond
 }
+
+// port is the one to listen on.
+func port() string { return cmp.Or(os.Getenv("PORT"), "8080") }
 
 // newID tells this process from every other, also where host names are equal.
 func newID() string { return rand.Text()[:12] }

@@ -134,7 +134,7 @@ func countRefused(service, outcome string) {
 
 func countInstance(ev instancepool.Event) {
 	instanceEventsTotal.WithLabelValues(ev.Service, ev.State.String()).Inc()
-	if ev.State != instancepool.Ready || ev.Adopted {
+	if ev.State != instancepool.Ready || ev.Adopted || ev.Phases == nil { // not a start
 		return
 	}
 	for phase, took := range ev.Phases {

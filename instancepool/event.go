@@ -18,8 +18,8 @@ type Event struct {
 	Address string
 	// Adopted is set when an earlier process had started it.
 	Adopted bool
-	// Phases tells how long each phase of the start took, when State is Ready;
-	// "probe" is the last of them.
+	// Phases tells how long each phase of the start took, when State is Ready for the
+	// first time; "probe" is the last of them.
 	Phases map[string]time.Duration
 	// Took is how long the instance was in the state before.
 	Took time.Duration

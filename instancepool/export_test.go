@@ -13,7 +13,7 @@ func Probe(ctx context.Context, h Handle) error { return probe(ctx, h) }
 func (p *Pool) Check() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	var inFlight, free, ready, frozen, starting, suspects, waiting int
+	var inFlight, free, ready, frozen, starting, suspects, unready, waiting int
 	for _, i := range p.instances {
 		inFlight += i.inFlight
 		if i.inFlight < 0 || i.inFlight > p.spec.Concurrency {
@@ -24,6 +24,8 @@ func (p *Pool) Check() error {
 			starting++
 		case Suspect:
 			suspects++
+		case Unready:
+			unready++
 		case Ready:
 			ready++
 			free += p.spec.Concurrency - i.inFlight
@@ -42,9 +44,9 @@ func (p *Pool) Check() error {
 	for w := p.waiters.head; w != nil; w = w.next {
 		waiting++
 	}
-	type counts struct{ free, ready, frozen, starting, suspects, waiting int }
-	counted := counts{p.free, p.ready, p.frozen, p.starting, p.suspects, p.waiters.length}
-	if found := (counts{free, ready, frozen, starting, suspects, waiting}); found != counted {
+	type counts struct{ free, ready, frozen, starting, suspects, unready, waiting int }
+	counted := counts{p.free, p.ready, p.frozen, p.starting, p.suspects, p.unready, p.waiters.length}
+	if found := (counts{free, ready, frozen, starting, suspects, unready, waiting}); found != counted {
 		return fmt.Errorf("the pool has counted %+v, there are %+v", counted, found)
 	}
 	if inFlight > p.inFlight { // requests of instances that are gone are in none

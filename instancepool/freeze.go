@@ -30,16 +30,21 @@ const (
 	waking
 )
 
-// freezes reports whether i is frozen while it has no requests. The caller holds
-// mu.
+// freezes reports whether i is frozen while it has no requests. A probe that is
+// under way is waited for, and an instance that has failed one stays awake until
+// it is known how it is. The caller holds mu.
 func (p *Pool) freezes(i *Instance) bool {
 	_, can := i.handle.(Freezer)
-	return can && p.spec.Throttled && i.rest == awake && !time.Now().Before(i.noFreeze)
+	return can && p.spec.Throttled && i.state == Ready && i.rest == awake && i.asking == 0 && i.doubts == 0 &&
+		!time.Now().Before(i.noFreeze)
 }
 
 // layDown has i frozen, which has no requests. The caller holds mu.
 func (p *Pool) layDown(i *Instance) {
 	i.rest = asleep
+	if i.news != nil {
+		i.woken = make(chan struct{})
+	}
 	p.frozen++
 	p.place(i)
 	p.wg.Go(func() { p.freeze(i) })
@@ -129,6 +134,10 @@ func (p *Pool) wakeUp(i *Instance) {
 	if i.rest != awake {
 		p.frozen--
 		i.rest = awake
+		if i.woken != nil {
+			close(i.woken)
+			i.woken = nil
+		}
 	}
 }
 

@@ -50,7 +50,7 @@ func (p *Pool) idled(i *Instance) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	i.idleSet = false
-	if i.state != Ready || i.inFlight > 0 || p.detached {
+	if i.state != Ready && i.state != Unready || i.inFlight > 0 || p.detached {
 		return
 	}
 	idle := time.Since(i.idleAt)
@@ -61,6 +61,13 @@ func (p *Pool) idled(i *Instance) {
 		p.expect()
 		return
 	}
+	p.goOnIdling(i, time.Now())
+}
+
+// goOnIdling freezes i, which has nothing to do, if it has been idle for long
+// enough, and sees to it that it is looked at again. The caller holds mu.
+func (p *Pool) goOnIdling(i *Instance, now time.Time) {
+	idle := now.Sub(i.idleAt)
 	next := p.lookAt(i, idle)
 	if p.freezes(i) {
 		if idle >= freezeAfter {
@@ -69,7 +76,10 @@ func (p *Pool) idled(i *Instance) {
 			next = min(next, freezeAfter-idle)
 		}
 	}
-	p.lookIn(i, time.Now(), max(next, time.Millisecond))
+	next = max(next, time.Millisecond)
+	if !i.idleSet || i.idleEnd.After(now.Add(next)) {
+		p.lookIn(i, now, next)
+	}
 }
 
 // tooLong reports whether i, idle for so long, is to be stopped, and why. The
@@ -78,6 +88,8 @@ func (p *Pool) tooLong(i *Instance, idle time.Duration) (stop bool, reason strin
 	s := p.snapshot()
 	over := s.Max != 0 && p.ready > max(s.Max, 0)
 	switch {
+	case i.state == Unready:
+		return idle >= p.spec.IdleTimeout && p.ready+p.starting+p.unready > max(s.Min, s.Floor), "idle, and not ready"
 	case over:
 		return true, "there may be fewer"
 	case p.ready+p.starting <= max(s.Min, s.Floor):
@@ -207,11 +219,14 @@ func roughly(d time.Duration) time.Duration {
 func (p *Pool) Idle() (id string, since time.Time, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if s := p.snapshot(); p.detached || p.ready+p.starting <= max(s.Min, s.Floor) {
+	s := p.snapshot()
+	spare := p.ready + p.starting - max(s.Min, s.Floor)
+	if p.detached || spare+p.unready <= 0 {
 		return "", time.Time{}, false
 	}
 	for _, i := range p.instances {
-		if i.state == Ready && i.inFlight == 0 && (!ok || i.idleAt.Before(since)) {
+		may := i.state == Unready || i.state == Ready && spare > 0
+		if may && i.inFlight == 0 && (!ok || i.idleAt.Before(since)) {
 			id, since, ok = i.id, i.idleAt, true
 		}
 	}
@@ -223,7 +238,7 @@ func (p *Pool) Evict(id, reason string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, i := range p.instances {
-		if i.id == id && i.state == Ready && i.inFlight == 0 && !p.detached {
+		if i.id == id && (i.state == Ready || i.state == Unready) && i.inFlight == 0 && !p.detached {
 			p.setState(i, Draining)
 			p.askToStop(i, reason)
 			return true

@@ -26,6 +26,9 @@ const (
 	// Suspect instances refused a connection and are probed again; they get no
 	// new requests.
 	Suspect
+	// Unready instances have failed their readiness probe: they get no new requests
+	// until they pass it again.
+	Unready
 	Draining
 	Stopped
 	Failed
@@ -33,7 +36,7 @@ const (
 
 // String is the word used in logs, metrics and APIs.
 func (s State) String() string {
-	return [...]string{"starting", "prepared", "ready", "frozen", "suspect", "draining", "stopped", "failed"}[s]
+	return [...]string{"starting", "prepared", "ready", "frozen", "suspect", "unready", "draining", "stopped", "failed"}[s]
 }
 
 // Instance is one running copy of a revision. Its pool guards what changes.
@@ -79,6 +82,14 @@ type Instance struct {
 	// stopReason is written before stop is closed and read after.
 	stopReason string
 	adopted    bool
+	fault      *StartError // why it is ended at once
+
+	// What its checks say of it, see health.go.
+	asking int           // those that are being asked
+	doubts int           // those that have failed, and not succeeded since as often as they have to
+	lost   int           // of the readiness checks those that have failed
+	woken  chan struct{} // closed when it has the CPU again; nil while it has
+	news   chan Event    // to the instance's goroutine; nil without checks; never changes
 }
 
 // ID is the instance's name, unique on the host.

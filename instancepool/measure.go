@@ -47,7 +47,7 @@ func (p *Pool) Measure() (found []Measured, active bool) {
 	}
 	var all []*Instance
 	for _, i := range p.instances {
-		if i.state != Ready {
+		if i.state != Ready && i.state != Unready {
 			continue
 		}
 		if i.rest != asleep {

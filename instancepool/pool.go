@@ -54,8 +54,9 @@ type Snapshot struct {
 	Waiting, InFlight int
 	// Free is the number of free slots of ready instances.
 	Free int
-	// Ready, Starting and Suspect count instances. Those that stop are in none.
-	Ready, Starting, Suspect int
+	// Ready, Starting, Suspect and Unready count instances. Those that stop are in
+	// none.
+	Ready, Starting, Suspect, Unready int
 	// Concurrency is the number of slots of an instance.
 	Concurrency int
 	// Min and Max bound the number of instances; Max 0 means no bound, below 0 that
@@ -136,9 +137,10 @@ const (
 
 // Pool holds the instances of one revision. It is safe for concurrent use.
 type Pool struct {
-	rev  *revisions.Revision
-	spec *revisions.Spec // the revision's
-	opts Options
+	rev     *revisions.Revision
+	spec    *revisions.Spec // the revision's
+	opts    Options
+	checked bool // its instances are asked how they are
 
 	ctx    context.Context // ends when the pool lets go of its instances
 	cancel context.CancelFunc
@@ -163,6 +165,7 @@ type Pool struct {
 	ready     int
 	starting  int
 	suspects  int
+	unready   int
 	frozen    int // of those that are ready
 	min, max  int // of the service's share, see Bound
 	load      load
@@ -210,6 +213,9 @@ func New(rev *revisions.Revision, opts Options) *Pool {
 	}
 	spec := rev.Spec()
 	p := &Pool{rev: rev, spec: spec, opts: opts, target: spec.Concurrency, done: make(chan struct{}), load: newLoad(time.Now())}
+	for _, h := range spec.Health {
+		p.checked = p.checked || len(h.Checks) > 0
+	}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	return p
 }
@@ -447,9 +453,9 @@ func (p *Pool) release(i *Instance) {
 		p.free++
 		p.place(i)
 		p.handOver(false)
-		if i.inFlight == 0 {
-			p.startIdling(i, now)
-		}
+	}
+	if (i.state == Ready || i.state == Unready) && i.inFlight == 0 {
+		p.startIdling(i, now)
 	}
 	if p.inFlight == 0 && p.waiters.length == 0 {
 		p.restedAt = now
@@ -560,7 +566,7 @@ func (p *Pool) snapshot() Snapshot {
 	p.load.advance(now, p.inFlight, p.waiters.length)
 	s := Snapshot{
 		Waiting: p.waiters.length, InFlight: p.inFlight, Free: p.free,
-		Ready: p.ready, Starting: p.starting, Suspect: p.suspects,
+		Ready: p.ready, Starting: p.starting, Suspect: p.suspects, Unready: p.unready,
 		Concurrency: p.spec.Concurrency, Min: max(p.spec.MinInstances, p.min), Max: p.spec.MaxInstances,
 		Held: p.load.service(), Startup: p.opts.Startups.Mean(),
 		Load: [2]float64{p.load.short.mean(), p.load.long.mean()}, CPU: p.cpu,
@@ -583,6 +589,9 @@ func (p *Pool) snapshot() Snapshot {
 func (p *Pool) add(id, why string) *Instance {
 	now := time.Now()
 	i := &Instance{id: id, pool: p, state: Starting, since: now, born: now, why: why, ice: make(chan struct{}, 1), stop: make(chan struct{})}
+	if p.checked {
+		i.news = make(chan Event)
+	}
 	p.instances = append(p.instances, i)
 	p.starting++
 	return i
@@ -620,18 +629,36 @@ func (p *Pool) run(i *Instance, h Handle) {
 	e := p.event(i, h, Ready, "probe succeeded")
 	e.Phases, e.Took = phases, time.Since(began)
 	p.opts.Observe(e)
-	crashed := false
-	select {
-	case <-h.Exited():
-		crashed = p.crashed(i, h)
-	case <-i.stop:
-		p.opts.Observe(p.event(i, h, Draining, i.stopReason))
-	case <-ctx.Done():
-		i.carrier.closeIdle()
-		i.sockets.part()
-		return // let go: the instance runs on
+	checking, stopChecks := context.WithCancel(ctx)
+	defer stopChecks()
+	p.startChecks(checking, i)
+	failed, grace := false, p.opts.StopGrace
+	for over := false; !over; {
+		select {
+		case e := <-i.news:
+			p.opts.Observe(e)
+			continue
+		case <-h.Exited():
+			failed = p.crashed(i, h)
+		case <-i.stop:
+			if p.faultOf(i) == nil {
+				p.opts.Observe(p.event(i, h, Draining, i.stopReason))
+			}
+		case <-ctx.Done():
+			i.carrier.closeIdle()
+			i.sockets.part()
+			return // let go: the instance runs on
+		}
+		over = true
 	}
-	p.end(i, h, crashed)
+	stopChecks()
+	if fault := p.faultOf(i); fault != nil {
+		failed, grace = true, 0
+		e := p.event(i, h, Failed, i.stopReason)
+		e.Err, e.Took = fault, time.Since(i.readyAt)
+		p.opts.Observe(e)
+	}
+	p.end(i, h, failed, grace)
 }
 
 // bringUp starts the instance, unless h is one that runs already, and returns
@@ -759,10 +786,16 @@ func (p *Pool) setState(i *Instance, s State) {
 		p.wakeUp(i) // whoever stops it sees to that
 	case Suspect:
 		p.suspects--
+	case Unready:
+		p.unready--
 	default: // counted nowhere
 	}
-	if s == Suspect {
+	switch s {
+	case Suspect:
 		p.suspects++
+	case Unready:
+		p.unready++
+	default:
 	}
 	i.state, i.since = s, time.Now()
 	p.place(i)
@@ -804,7 +837,7 @@ func (p *Pool) startFailed(i *Instance, h Handle, err error, began time.Time) {
 		e.Err = failure
 	}
 	if h != nil {
-		p.remove(h)
+		p.remove(h, p.opts.StopGrace)
 	}
 	p.mu.Lock()
 	p.gone(i)
@@ -900,10 +933,21 @@ func (p *Pool) crashed(i *Instance, h Handle) bool {
 		return false
 	}
 	lived := time.Since(i.readyAt)
+	p.broke(i, failure)
+	p.mu.Unlock()
+	e := p.event(i, h, Failed, "exited")
+	e.Err, e.Took = failure, lived
+	p.opts.Observe(e)
+	return true
+}
+
+// broke gives up a ready instance, and has it replaced if it is needed. The caller
+// holds mu.
+func (p *Pool) broke(i *Instance, failure *StartError) {
 	p.setState(i, Failed)
 	// One early end may be the fault of a single request; from the second in a
 	// row on the revision is taken to be broken.
-	if lived < settledAfter {
+	if time.Since(i.readyAt) < settledAfter {
 		if p.failures == 0 || p.forgiven(i) {
 			p.failedInARow(i)
 		} else {
@@ -912,19 +956,15 @@ func (p *Pool) crashed(i *Instance, h Handle) bool {
 	}
 	p.scale()
 	p.settle()
-	p.mu.Unlock()
-	e := p.event(i, h, Failed, "exited")
-	e.Err, e.Took = failure, lived
-	p.opts.Observe(e)
-	return true
 }
 
-// end stops what still runs and removes what is left of an instance.
-func (p *Pool) end(i *Instance, h Handle, crashed bool) {
+// end stops what still runs, within grace, and removes what is left of an
+// instance. That it has failed has been told.
+func (p *Pool) end(i *Instance, h Handle, failed bool, grace time.Duration) {
 	began := time.Now()
 	i.carrier.closeIdle()
-	p.remove(h)
-	if crashed {
+	p.remove(h, grace)
+	if failed {
 		i.sockets.cut()
 	} else {
 		i.sockets.part()
@@ -935,7 +975,7 @@ func (p *Pool) end(i *Instance, h Handle, crashed bool) {
 	p.mu.Lock()
 	p.gone(i)
 	p.mu.Unlock()
-	if !crashed {
+	if !failed {
 		e := p.event(i, h, Stopped, i.stopReason)
 		e.Took = time.Since(began)
 		p.opts.Observe(e)
@@ -944,13 +984,13 @@ func (p *Pool) end(i *Instance, h Handle, crashed bool) {
 
 // remove stops an instance and everything it had. A runtime that cannot now does
 // so later by itself: what it does not know as running, it removes.
-func (p *Pool) remove(h Handle) {
+func (p *Pool) remove(h Handle, grace time.Duration) {
 	if p.ctx.Err() != nil {
 		return // it is the next process's
 	}
-	ctx, cancel := context.WithTimeout(p.ctx, p.opts.StopGrace+stopAllowance)
+	ctx, cancel := context.WithTimeout(p.ctx, grace+stopAllowance)
 	defer cancel()
-	if err := h.Stop(ctx, p.opts.StopGrace); err != nil && p.ctx.Err() == nil {
+	if err := h.Stop(ctx, grace); err != nil && p.ctx.Err() == nil {
 		p.opts.Observe(Event{
 			State: Failed, Instance: h.ID(), Revision: p.rev.Name, Service: p.rev.Service,
 			Reason: "stop failed; what is left is removed later", Err: err,
@@ -1016,8 +1056,12 @@ func (p *Pool) suspect(i *Instance) {
 			p.scale()
 			return
 		}
-		p.makeReady(i)
-		p.handOver(false)
+		if i.lost > 0 { // meanwhile
+			p.setState(i, Unready)
+		} else {
+			p.makeReady(i)
+			p.handOver(false)
+		}
 		if i.inFlight == 0 {
 			p.startIdling(i, i.since)
 		}
@@ -1116,7 +1160,7 @@ func (p *Pool) close() {
 	p.phase = closing
 	p.failWaiters(ErrDraining)
 	for _, i := range p.instances {
-		if i.state == Ready || i.state == Suspect {
+		if i.state == Ready || i.state == Suspect || i.state == Unready {
 			p.setState(i, Draining)
 		}
 		p.askToStop(i, "its revision is retired")
@@ -1150,7 +1194,7 @@ func (p *Pool) settle() {
 			switch {
 			case i.state == Starting:
 				p.askToStop(i, "not wanted any more")
-			case i.state == Ready && i.inFlight == 0:
+			case (i.state == Ready || i.state == Unready) && i.inFlight == 0:
 				p.setState(i, Draining)
 				p.askToStop(i, "its revision is retired")
 			}

@@ -80,9 +80,9 @@ func startWith(t testing.TB, rev *revisions.Revision, change func(*instancepool.
 // asNeeded starts instances for all that wait, and for the minimum.
 func asNeeded(s instancepool.Snapshot) instancepool.Decision {
 	n := (s.Waiting - s.Free - s.Starting*s.Concurrency + s.Concurrency - 1) / s.Concurrency
-	n = max(n, max(s.Min, s.Floor)-s.Ready-s.Starting)
+	n = max(n, max(s.Min-s.Unready, s.Floor)-s.Ready-s.Starting)
 	if s.Max > 0 {
-		n = min(n, s.Max-s.Ready-s.Starting-s.Suspect)
+		n = min(n, s.Max-s.Ready-s.Starting-s.Suspect-s.Unready)
 	}
 	return instancepool.Decision{Start: n, Reason: "demand"}
 }

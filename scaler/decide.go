@@ -38,21 +38,22 @@ const (
 // more than the maximum allows.
 func decide(s instancepool.Snapshot, spec *revisions.Spec, parallel int) instancepool.Decision {
 	d := instancepool.Decision{Keep: keep(s, spec)}
-	alive := s.Ready + s.Starting + s.Suspect // a suspect may come back
+	useful := s.Ready + s.Starting + s.Suspect // a suspect may come back
+	alive := useful + s.Unready                // and so may these, but nobody knows when
 	want := func(n int, why string) {
 		if n > d.Start {
 			d.Start, d.Reason = n, why
 		}
 	}
 	n, again := forWaiting(s, parallel)
-	if n > 0 && alive == 0 {
+	if n > 0 && useful == 0 {
 		n = max(n, spec.Scaling.Activation)
 	}
 	want(n, whyWaiting)
 	d.Again = again
-	want(s.Min-s.Ready-s.Starting, whyMinimum)
+	want(s.Min-s.Ready-s.Starting-s.Unready, whyMinimum)
 	want(s.Floor-s.Ready-s.Starting, whyDeploy)
-	want(ahead(s, spec)-alive, whyTarget)
+	want(ahead(s, spec)-useful, whyTarget)
 	if s.Max != 0 && d.Start > s.Max-alive {
 		d.Start, d.Again = max(0, s.Max-alive), 0 // there is nothing to ask again
 	}

@@ -187,6 +187,8 @@ var reserved = []string{
 //			timeout           <duration>
 //			failure_threshold <number>
 //		}
+//		liveness_probe  … # like startup_probe
+//		readiness_probe … # the same, and success_threshold <number>
 //		# any option of reverse_proxy but those that choose and check upstreams
 //	}
 //
@@ -330,8 +332,12 @@ func (p *serviceParser) option() error {
 		err = p.duration(&s.ResponseIdleTimeout)
 	case "drain_timeout":
 		err = p.duration(&s.DrainTimeout)
-	case "startup_probe":
-		err = p.probe()
+	case startupProbe:
+		s.StartupProbe, err = p.probe(name)
+	case livenessProbe:
+		s.LivenessProbe, err = p.probe(name)
+	case readinessProbe:
+		s.ReadinessProbe, err = p.probe(name)
 	default:
 		if slices.Contains(reserved, name) {
 			return p.Errf("'%s' has no place here: fairway itself knows the instances of a service", name)
@@ -475,41 +481,43 @@ func (p *serviceParser) instances() error {
 	return nil
 }
 
-func (p *serviceParser) probe() error {
+// probe reads a probe of a kind.
+func (p *serviceParser) probe(kind string) (*Probe, error) {
 	args := p.RemainingArgs()
 	if len(args) == 0 || len(args) > 2 {
-		return p.ArgErr()
+		return nil, p.ArgErr()
 	}
 	probe := &Probe{Type: args[0]}
 	switch {
 	case probe.Type != "tcp" && probe.Type != "http" && probe.Type != "grpc":
-		return p.Errf("startup_probe is tcp, http or grpc, not '%s'", probe.Type)
+		return nil, p.Errf("%s is tcp, http or grpc, not '%s'", kind, probe.Type)
 	case len(args) == 1:
 	case probe.Type == "http":
 		probe.Path = args[1]
 	case probe.Type == "grpc":
 		probe.Service = args[1]
 	default:
-		return p.ArgErr()
+		return nil, p.ArgErr()
 	}
 	for nesting := p.Nesting(); p.NextBlock(nesting); {
-		if err := p.probeOption(probe); err != nil {
-			return err
+		if err := p.probeOption(kind, probe); err != nil {
+			return nil, err
 		}
 	}
-	if err := probe.check(); err != nil {
-		return p.WrapErr(err)
+	if err := probe.check(kind); err != nil {
+		return nil, p.Errf("%s: %v", kind, err)
 	}
-	p.service.StartupProbe = probe
-	return nil
+	return probe, nil
 }
 
-func (p *serviceParser) probeOption(probe *Probe) error {
+func (p *serviceParser) probeOption(kind string, probe *Probe) error {
 	switch name := p.Val(); name {
 	case "port":
 		return p.number(&probe.Port, 1, 65535)
 	case "failure_threshold":
 		return p.number(&probe.FailureThreshold, 1, 10_000)
+	case "success_threshold":
+		return p.number(&probe.SuccessThreshold, 1, 10_000)
 	case "initial_delay":
 		return p.duration(&probe.InitialDelay)
 	case "period":
@@ -530,6 +538,6 @@ func (p *serviceParser) probeOption(probe *Probe) error {
 		probe.Headers[field] = value
 		return nil
 	default:
-		return p.Errf("unrecognized startup_probe option '%s'", name)
+		return p.Errf("unrecognized %s option '%s'", kind, name)
 	}
 }

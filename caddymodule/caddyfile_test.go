@@ -106,6 +106,18 @@ func TestCaddyfileErrors(t *testing.T) {
 		{"startup_probe exec ls", "startup_probe is tcp, http or grpc, not 'exec'"},
 		{"startup_probe tcp /x", "wrong argument count"},
 		{"startup_probe", "wrong argument count"},
+		{"liveness_probe exec ls", "liveness_probe is tcp, http or grpc, not 'exec'"},
+		{"liveness_probe http {\nperiod 2h\n}", "liveness_probe: period 2h0m0s is longer than 1h0m0s"},
+		{"liveness_probe http {\ninitial_delay 2h\n}", "liveness_probe: initial_delay 2h0m0s is longer than 1h0m0s"},
+		{"liveness_probe http {\ntimeout 11s\n}", "liveness_probe: timeout 11s is longer than the period, 10s"},
+		{"liveness_probe http {\ntimeout 1.5s\n}", "liveness_probe: timeout 1.5s is not in whole seconds"},
+		{"liveness_probe http {\nsuccess_threshold 2\n}", "liveness_probe: success_threshold 2: only a readiness_probe has one"},
+		{"startup_probe http {\nsuccess_threshold 2\n}", "startup_probe: success_threshold 2: only a readiness_probe has one"},
+		{"readiness_probe", "wrong argument count"},
+		{"readiness_probe http {\nperiod 301s\n}", "readiness_probe: period 5m1s is longer than 5m0s"},
+		{"readiness_probe http {\nsuccess_threshold 0\n}", "success_threshold: 0 is not from 1 to 10000"},
+		{"readiness_probe http {\nspeed 1\n}", "unrecognized readiness_probe option 'speed'"},
+		{"readiness_probe tcp\nreadiness_probe tcp", "duplicate option 'readiness_probe'"},
 		{"lb_policy first", "'lb_policy' has no place here"},
 		{"to localhost:1", "'to' has no place here"},
 		{"flush_interval never", "bad duration value 'never'"},
@@ -222,7 +234,7 @@ func takeOrRefuse(t testing.TB, options string) (taken bool) {
 func TestRandomOptions(t *testing.T) {
 	names := []string{
 		"image", "command", "args", "port", "env", "concurrency", "instances", "initial_scale", "idle_timeout",
-		"timeout", "response_start_timeout", "response_idle_timeout", "drain_timeout", "queue_depth", "cpu", "memory", "startup_probe", "header_up", "flush_interval", "period", "header",
+		"timeout", "response_start_timeout", "response_idle_timeout", "drain_timeout", "queue_depth", "cpu", "memory", "startup_probe", "liveness_probe", "readiness_probe", "success_threshold", "header_up", "flush_interval", "period", "header",
 		"initial_delay", "failure_threshold", "prepared", "cpu_throttling", "concurrency_target", "cpu_target", "window", "to", "transport", "colour",
 	}
 	words := []string{

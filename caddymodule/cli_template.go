@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"path"
@@ -50,6 +51,7 @@ func templateFlags(f *pflag.FlagSet) {
 	boolPair(f, "session-affinity", "Send the requests of one client to the same instance while it lasts")
 	f.String("startup-probe", "", "When an instance has started, `KEY=VALUE,…`; '' for the default, a connection to the port. Keys: httpGet.path, httpGet.port, tcpSocket.port, grpc.port, grpc.service, initialDelaySeconds, periodSeconds, timeoutSeconds, failureThreshold")
 	f.String("liveness-probe", "", "Whether an instance is still healthy, `KEY=VALUE,…`; '' for none. Keys as for --startup-probe")
+	f.String("readiness-probe", "", "Whether an instance is to get new requests, `KEY=VALUE,…`; '' for the default, always. Keys as for --startup-probe, and successThreshold")
 	f.StringArray("labels", nil, "The same as --update-labels, `KEY=VALUE,…`")
 	f.StringArray("update-labels", nil, "Labels to set, of the service and its new revision, `KEY=VALUE,…`; the others stay")
 	f.StringArray("remove-labels", nil, "Labels to remove, `KEY,…`")
@@ -378,7 +380,9 @@ func (e edits) annotate(keys []string, value string) {
 
 func (e edits) probes() error {
 	c := e.container()
-	for flag, probe := range map[string]**corev1.Probe{"startup-probe": &c.StartupProbe, "liveness-probe": &c.LivenessProbe} {
+	for flag, probe := range map[string]**corev1.Probe{
+		"startup-probe": &c.StartupProbe, "liveness-probe": &c.LivenessProbe, "readiness-probe": &c.ReadinessProbe,
+	} {
 		if !e.set(flag) {
 			continue
 		}
@@ -389,6 +393,11 @@ func (e edits) probes() error {
 		if err != nil {
 			return usageError("--%s: %s", flag, err)
 		}
+	}
+	if p := c.ReadinessProbe; p != nil && e.set("readiness-probe") {
+		// Cloud Run's defaults, where Knative has others.
+		p.PeriodSeconds = cmp.Or(p.PeriodSeconds, int32(revisions.DefaultPeriod/time.Second))
+		p.SuccessThreshold = cmp.Or(p.SuccessThreshold, revisions.DefaultSuccessThreshold)
 	}
 	return nil
 }
@@ -458,6 +467,8 @@ func setProbe(p *corev1.Probe, kv pair) error {
 		p.TimeoutSeconds = number
 	case "failureThreshold":
 		p.FailureThreshold = number
+	case "successThreshold":
+		p.SuccessThreshold = number
 	default:
 		return fmt.Errorf("%q is not a key of a probe", kv.key)
 	}

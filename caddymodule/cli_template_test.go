@@ -54,7 +54,7 @@ func TestFlags(t *testing.T) {
 			"--concurrency=7", "--cpu=0.5", "--memory=1Gi", "--timeout=10m", "--min-instances=1", "--max-instances=4", "--session-affinity",
 			"--no-cpu-throttling", "--idle-timeout=90s", "--drain-timeout=1h", "--queue-depth=5", "--prepared=2", "--scaling-concurrency-target=0.8", "--scaling-cpu-target=disabled",
 			"--min=2", "--max=6",
-			"--startup-probe=httpGet.path=/ready,periodSeconds=2,failureThreshold=5", "--liveness-probe=grpc.service=x,grpc.port=9000",
+			"--startup-probe=httpGet.path=/ready,periodSeconds=2,failureThreshold=5", "--liveness-probe=grpc.service=x,grpc.port=9000", "--readiness-probe=httpGet.path=/ok,failureThreshold=2",
 			"--labels=team=blue", "--description=A greeting",
 		}, `metadata:
   annotations:
@@ -104,6 +104,12 @@ spec:
         ports:
         - containerPort: 9000
           name: h2c
+        readinessProbe:
+          failureThreshold: 2
+          httpGet:
+            path: /ok
+          periodSeconds: 10
+          successThreshold: 2
         resources:
           limits:
             cpu: 500m
@@ -252,6 +258,7 @@ func TestFlagErrors(t *testing.T) {
 		"--startup-probe=path=/":                     `--startup-probe: "path" is not a key`,
 		"--startup-probe=periodSeconds=often":        "--startup-probe: periodSeconds",
 		"--startup-probe=httpGet.path=/,grpc.port=1": "one of httpGet, tcpSocket and grpc",
+		"--readiness-probe=successThreshold=x":       "--readiness-probe: successThreshold",
 		"--labels=a":                                 "--labels",
 		"--clear-labels --remove-labels=a":           "exclude each other",
 	} {

@@ -99,10 +99,17 @@ type Service struct {
 	// What decides that an instance has started. Default: the port accepts a
 	// connection. Knative: `…startupProbe`.
 	StartupProbe *Probe `json:"startup_probe,omitempty"`
+	// What is asked from then on: an instance that fails is replaced. Default:
+	// nothing. Knative: `…livenessProbe`.
+	LivenessProbe *Probe `json:"liveness_probe,omitempty"`
+	// What is asked from then on: an instance that fails gets no new requests until
+	// it succeeds again. Default: nothing. Knative: `…readinessProbe`.
+	ReadinessProbe *Probe `json:"readiness_probe,omitempty"`
 }
 
-// Probe asks an instance whether it may get requests. The first success counts;
-// between attempts Fairway waits milliseconds only, however long the period is.
+// Probe asks an instance how it is. Of a startup probe the first success counts;
+// between attempts Fairway waits milliseconds only, however long the period is. A
+// frozen instance is not asked.
 type Probe struct {
 	// `tcp`, `http` or `grpc`. Default: `tcp`.
 	Type string `json:"type,omitempty"`
@@ -116,13 +123,35 @@ type Probe struct {
 	Port int `json:"port,omitempty"`
 	// Wait before the first attempt; whole seconds. Default: `0s`.
 	InitialDelay caddy.Duration `json:"initial_delay,omitempty"`
-	// With failure_threshold, bounds the whole probe: their product. Whole
-	// seconds. Default: `240s`.
+	// The time between attempts, up to 1h for a liveness probe, 5m for a readiness
+	// probe. Of a startup probe it only bounds, with failure_threshold, the whole:
+	// their product. Whole seconds. Default: `10s`; startup: `240s`.
 	Period caddy.Duration `json:"period,omitempty"`
-	// Bounds one attempt; whole seconds. Default: `1s`.
+	// Bounds one attempt; whole seconds, up to the period. Default: `1s`.
 	Timeout caddy.Duration `json:"timeout,omitempty"`
-	// Default: `1`.
+	// So many attempts in a row that fail are a failure. Default: `3`; startup: `1`.
 	FailureThreshold int `json:"failure_threshold,omitempty"`
+	// So many in a row make an instance ready again; for a readiness probe only.
+	// Default: `2`.
+	SuccessThreshold int `json:"success_threshold,omitempty"`
+}
+
+// The kinds of probes, by the names of their options.
+const (
+	startupProbe   = "startup_probe"
+	livenessProbe  = "liveness_probe"
+	readinessProbe = "readiness_probe"
+)
+
+// probe returns the service's probe of a kind, or nil.
+func (s *Service) probe(kind string) *Probe {
+	switch kind {
+	case startupProbe:
+		return s.StartupProbe
+	case livenessProbe:
+		return s.LivenessProbe
+	}
+	return s.ReadinessProbe
 }
 
 // knative returns the service as a Knative Service, defaulted and validated.
@@ -162,9 +191,9 @@ func (s *Service) knative(name string) (*servingv1.Service, error) {
 		}
 		c.Resources.Limits[kind] = q
 	}
-	if s.StartupProbe != nil {
-		c.StartupProbe = s.StartupProbe.knative()
-	}
+	c.StartupProbe = s.StartupProbe.knative(startupProbe)
+	c.LivenessProbe = s.LivenessProbe.knative(livenessProbe)
+	c.ReadinessProbe = s.ReadinessProbe.knative(readinessProbe)
 	if s.Concurrency != nil {
 		n := int64(*s.Concurrency)
 		t.Spec.ContainerConcurrency = &n
@@ -263,8 +292,10 @@ func (s *Service) check() error {
 	if s.Window != 0 && (time.Duration(s.Window) < autoscaling.WindowMin || time.Duration(s.Window) > autoscaling.WindowMax) {
 		return fmt.Errorf("window %s is not from %s to %s", time.Duration(s.Window), autoscaling.WindowMin, autoscaling.WindowMax)
 	}
-	if s.StartupProbe != nil {
-		return s.StartupProbe.check()
+	for _, kind := range []string{startupProbe, livenessProbe, readinessProbe} {
+		if err := s.probe(kind).check(kind); err != nil {
+			return fmt.Errorf("%s: %w", kind, err)
+		}
 	}
 	return nil
 }
@@ -313,39 +344,70 @@ func (s *Service) annotations() map[string]string {
 	return a
 }
 
-func (p *Probe) check() error {
+// check finds what is wrong with a probe of a kind, which may be nil.
+func (p *Probe) check(kind string) error {
+	if p == nil {
+		return nil
+	}
 	switch p.Type {
 	case "", "tcp", "http", "grpc":
 	default:
-		return fmt.Errorf("startup_probe: unknown type %q: it is tcp, http or grpc", p.Type)
+		return fmt.Errorf("unknown type %q: it is tcp, http or grpc", p.Type)
 	}
 	for name, d := range map[string]caddy.Duration{"initial_delay": p.InitialDelay, "period": p.Period, "timeout": p.Timeout} {
 		if d < 0 || time.Duration(d)%time.Second != 0 {
-			return fmt.Errorf("startup_probe: %s %s is not in whole seconds", name, time.Duration(d))
+			return fmt.Errorf("%s %s is not in whole seconds", name, time.Duration(d))
 		}
 	}
 	if p.Port < 0 || p.Port > 65535 {
-		return fmt.Errorf("startup_probe: port %d is not from 1 to 65535", p.Port)
+		return fmt.Errorf("port %d is not from 1 to 65535", p.Port)
 	}
 	if p.FailureThreshold < 0 {
-		return fmt.Errorf("startup_probe: failure_threshold %d is below zero", p.FailureThreshold)
+		return fmt.Errorf("failure_threshold %d is below zero", p.FailureThreshold)
+	}
+	if p.SuccessThreshold < 0 || p.SuccessThreshold > 0 && kind != readinessProbe {
+		return fmt.Errorf("success_threshold %d: only a readiness_probe has one, from 1 on", p.SuccessThreshold)
+	}
+	most := revisions.MaxLivenessPeriod
+	switch kind {
+	case startupProbe:
+		return nil
+	case readinessProbe:
+		most = revisions.MaxReadinessPeriod
+	}
+	period := cmp.Or(time.Duration(p.Period), revisions.DefaultPeriod)
+	switch {
+	case time.Duration(p.InitialDelay) > revisions.MaxLivenessPeriod:
+		return fmt.Errorf("initial_delay %s is longer than %s", time.Duration(p.InitialDelay), revisions.MaxLivenessPeriod)
+	case period > most:
+		return fmt.Errorf("period %s is longer than %s", period, most)
+	case time.Duration(p.Timeout) > period:
+		return fmt.Errorf("timeout %s is longer than the period, %s", time.Duration(p.Timeout), period)
 	}
 	return nil
 }
 
-func (p *Probe) knative() *corev1.Probe {
-	seconds := func(d caddy.Duration, otherwise int32) int32 {
-		if d == 0 {
-			return otherwise
-		}
-		return int32(time.Duration(d) / time.Second)
+// knative returns a probe of a kind, which may be nil, in Knative's words.
+func (p *Probe) knative(kind string) *corev1.Probe {
+	if p == nil {
+		return nil
+	}
+	seconds := func(d caddy.Duration, otherwise time.Duration) int32 {
+		return int32(cmp.Or(time.Duration(d), otherwise) / time.Second)
+	}
+	period, failures, successes := revisions.DefaultPeriod, revisions.DefaultFailureThreshold, 1
+	switch kind {
+	case startupProbe:
+		period, failures = revisions.DefaultStartupTimeout, 1
+	case readinessProbe:
+		successes = revisions.DefaultSuccessThreshold
 	}
 	k := &corev1.Probe{
 		InitialDelaySeconds: seconds(p.InitialDelay, 0),
-		PeriodSeconds:       seconds(p.Period, int32(revisions.DefaultStartupTimeout/time.Second)),
-		TimeoutSeconds:      seconds(p.Timeout, 1),
-		FailureThreshold:    int32(max(p.FailureThreshold, 1)),
-		SuccessThreshold:    1,
+		PeriodSeconds:       seconds(p.Period, period),
+		TimeoutSeconds:      seconds(p.Timeout, time.Second),
+		FailureThreshold:    int32(cmp.Or(p.FailureThreshold, failures)),
+		SuccessThreshold:    int32(cmp.Or(p.SuccessThreshold, successes)),
 	}
 	port := intstr.FromInt32(int32(p.Port))
 	switch p.Type {

@@ -78,11 +78,7 @@ func (h *host) load(site string) error {
 
 func (h *host) get(path string) (int, string, http.Header) {
 	h.t.Helper()
-	resp, err := http.Get(h.url + path)
-	if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
-		// A load closes Caddy's old listener with what the kernel has queued there.
-		resp, err = http.Get(h.url + path)
-	}
+	resp, err := again(func() (*http.Response, error) { return http.Get(h.url + path) })
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -92,6 +88,16 @@ func (h *host) get(path string) (int, string, http.Header) {
 		h.t.Fatal(err)
 	}
 	return resp.StatusCode, string(b), resp.Header
+}
+
+// again asks a second time if the connection was lost: a load closes Caddy's old
+// listener with what the kernel has queued there.
+func again(ask func() (*http.Response, error)) (*http.Response, error) {
+	resp, err := ask()
+	if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
+		resp, err = ask()
+	}
+	return resp, err
 }
 
 // service returns what the admin API shows of a service.
@@ -486,7 +492,9 @@ func TestReload(t *testing.T) {
 		}
 		done := make(chan error, 1)
 		go func() {
-			resp, err := http.Post(h.url, "text/plain", strings.NewReader(strings.Repeat("x", 64<<10)))
+			resp, err := again(func() (*http.Response, error) {
+				return http.Post(h.url, "text/plain", strings.NewReader(strings.Repeat("x", 64<<10)))
+			})
 			if err == nil {
 				resp.Body.Close()
 				if resp.StatusCode != 200 {

@@ -3,9 +3,9 @@ package instancepool
 import (
 	"bytes"
 	"encoding/binary"
-	"io"
 	"net"
 	"slices"
+	"syscall"
 	"testing"
 )
 
@@ -100,33 +100,41 @@ func FuzzFrames(f *testing.F) {
 	})
 }
 
-// FuzzParting lets the instance go at any moment of what it sends: what the client gets
-// is whole frames, and a close frame at the end.
+// FuzzParting lets the instance go at any moment of what it sends, and end at any
+// other: what the client gets is whole frames, and a close frame at the end.
 func FuzzParting(f *testing.F) {
-	f.Add([]byte("\x00\x05\x81\xff"), 3, uint8(2), true)
-	f.Add([]byte("\x00\x05\x81\xff"), 3, uint8(2), false)
-	f.Add([]byte("\x08\x02"), 2, uint8(9), true)
-	f.Fuzz(func(t *testing.T, sizes []byte, at int, step uint8, partly bool) {
+	f.Add([]byte("\x00\x05\x81\xff"), 3, 5000, uint8(2), true)
+	f.Add([]byte("\x00\x05\x81\xff"), 3, 200, uint8(2), false)
+	f.Add([]byte("\x08\x02"), 2, 3, uint8(9), true)
+	f.Fuzz(func(t *testing.T, sizes []byte, at, end int, step uint8, part bool) {
 		var sent []byte
 		for n, size := range sizes[:min(len(sizes), 50)] {
 			sent = append(sent, frame(byte(n), false, bytes.Repeat([]byte{0x88}, int(size)*int(step)))...)
 		}
 		at = min(max(at, 0), len(sent))
-		conn := &script{chunks: slices.Collect(slices.Chunk(sent, int(step)+1)), closed: make(chan struct{})}
+		end = min(max(end, at), len(sent))
+		conn := &script{chunks: slices.Collect(slices.Chunk(sent[:end], int(step)+1)), closed: make(chan struct{})}
 		stop := make(chan struct{})
 		var all sockets
 		s := all.add(conn, true, stop)
 		s.answer() // nobody waits for the client here
 		var got []byte
+		begun := 0 // where a frame ends that the client has a part of when the instance goes
 		for buf := make([]byte, int(step)+2); ; {
-			if len(got) >= at {
-				if partly {
-					s.part()
+			if len(got) >= at && !closed(stop) {
+				passed, _ := ends(sent)
+				for _, e := range passed {
+					if e >= len(got) {
+						begun = e
+						break
+					}
 				}
-				select {
-				case <-stop:
-				default:
-					close(stop)
+				close(stop)
+				if steady := closed(s.hold()); steady != (len(got) == 0 || begun == len(got)) {
+					t.Fatalf("after %d of %d bytes: steady: %t", len(got), begun, steady)
+				}
+				if part {
+					s.end()
 				}
 			}
 			n, err := s.Read(buf)
@@ -139,8 +147,10 @@ func FuzzParting(f *testing.F) {
 		if !bytes.HasPrefix(sent, rest) {
 			t.Fatalf("got % x of % x", got, sent)
 		}
-		frames, closed := ends(rest)
-		switch whole := len(rest) == 0 || len(frames) > 0 && frames[len(frames)-1] == len(rest); {
+		passed, closed := ends(rest)
+		whole := len(rest) == 0 || len(passed) > 0 && passed[len(passed)-1] == len(rest)
+		switch {
+		case !whole && !said && end < begun: // the app has cut it itself
 		case !whole:
 			t.Errorf("a frame is cut: % x", got)
 		case said == closed: // the app's own is enough
@@ -160,7 +170,7 @@ func (s *script) Read(p []byte) (int, error) {
 		return 0, net.ErrClosed
 	}
 	if len(s.chunks) == 0 {
-		return 0, io.EOF
+		return 0, syscall.ECONNRESET
 	}
 	n := copy(p, s.chunks[0])
 	if s.chunks[0] = s.chunks[0][n:]; len(s.chunks[0]) == 0 {

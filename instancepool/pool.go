@@ -963,6 +963,9 @@ func (p *Pool) broke(i *Instance, failure *StartError) {
 func (p *Pool) end(i *Instance, h Handle, failed bool, grace time.Duration) {
 	began := time.Now()
 	i.carrier.closeIdle()
+	if !failed {
+		i.sockets.hold()
+	}
 	p.remove(h, grace)
 	if failed {
 		i.sockets.cut()

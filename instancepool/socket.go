@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -13,6 +15,10 @@ import (
 // partPatience is how long a client may take to answer that it has heard that
 // its instance goes. It is part of what Caddy's exit takes.
 const partPatience = 500 * time.Millisecond
+
+// mostKept is how much of a frame is kept until it is whole; a larger one passes as
+// it comes.
+const mostKept = 1 << 20
 
 // goodbye is a close frame: 1001, going away (RFC 6455, section 7.4.1).
 var goodbye = []byte{maskBit | opcodeClose, 2, 1001 >> 8, 1001 & 0xff}
@@ -29,21 +35,31 @@ type socket struct {
 	framed  bool            // it is a WebSocket
 	stopped <-chan struct{} // closed when the instance is asked to stop
 
-	rest  []byte // of goodbye, of which nothing is left at the end; only Read has it
+	rest  []byte // what the client gets before anything else; only Read has it
+	part  []byte // of a frame that is kept until it is whole; only Read has it
 	leave bool   // there is nothing to read any more but rest; only Read has it
 
 	mu       sync.Mutex // guards all below
 	out      frames     // to the client
 	in       frames     // from the client
-	parting  bool       // part was called
+	whole    bool       // the client gets no frame that is not whole, see hold
+	begun    bool       // it has got a part of one
+	parting  bool       // end was called
+	steady   chan struct{}
+	calm     bool // steady is closed: the client has no part of a frame, nor will it get one
 	answered chan struct{}
 	heard    bool // answered is closed
 }
 
 // Read reads what the instance sends, and then, if it has to go, goodbye.
 func (s *socket) Read(p []byte) (int, error) {
+	if len(s.rest) > 0 {
+		n := copy(p, s.rest)
+		s.rest = s.rest[n:]
+		return n, nil
+	}
 	if s.leave {
-		return s.readGoodbye(p)
+		return 0, s.awaitAnswer()
 	}
 	n, err := s.conn.Read(p)
 	if !s.framed {
@@ -51,43 +67,81 @@ func (s *socket) Read(p []byte) (int, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.parting && n > 0 {
-		if s.out.between() { // what comes now would only be cut
-			n = 0
-		} else {
-			n = s.out.passOne(p[:n])
-		}
+	if s.whole {
+		n = s.keep(p[:n])
 	} else {
 		s.out.pass(p[:n])
+		s.begun = !s.out.between()
 	}
-	// What has ended between two frames can still be ended by a close frame.
-	going := s.parting || err != nil && closed(s.stopped)
-	if !going || !s.out.between() {
-		return n, err
-	}
-	s.leave = true
-	if !s.out.closed {
-		s.rest = goodbye
-	}
-	return n, nil
-}
-
-// readGoodbye reads the close frame, and ends when the client has answered that, or
-// the app's own, or may be taken not to: if the connection ended before, the
-// client could lose the frame with it.
-func (s *socket) readGoodbye(p []byte) (int, error) {
-	if len(s.rest) > 0 {
-		n := copy(p, s.rest)
-		s.rest = s.rest[n:]
+	switch {
+	case s.begun, err == nil && !s.parting:
+	case s.out.closed && err != nil: // the app has said it
+		s.leave = true
+		return n, nil
+	case !s.out.closed && (s.parting || closed(s.stopped)):
+		s.leave = true
+		s.rest = append(s.rest, goodbye...)
 		return n, nil
 	}
+	if errors.Is(err, io.EOF) {
+		// Nothing of a WebSocket goes on when one of its directions has ended.
+		err = io.ErrUnexpectedEOF
+	}
+	return n, err
+}
+
+// keep returns how many bytes at the beginning of p the client gets now, and
+// puts into rest what comes next: whole frames, and the one that it has a part of. The caller
+// holds mu.
+func (s *socket) keep(p []byte) int {
+	now := 0
+	for took := 0; took < len(p); {
+		n := s.out.passOne(p[took:])
+		if s.begun && took == 0 {
+			now = n
+		} else {
+			s.part = append(s.part, p[took:took+n]...)
+		}
+		took += n
+		if s.out.between() || len(s.part) > mostKept {
+			s.rest = append(s.rest, s.part...)
+			s.part = nil
+			s.begun = !s.out.between()
+		}
+	}
+	s.settle()
+	return now
+}
+
+// settle notes that the client has no part of a frame. The caller holds mu.
+func (s *socket) settle() {
+	if s.whole && !s.begun && !s.calm {
+		s.calm = true
+		close(s.steady)
+	}
+}
+
+// hold sees to it that from the end of the present frame on the client gets whole
+// ones only. Then the app may end at any moment. It returns what is closed
+// from that end on.
+func (s *socket) hold() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.whole = true
+	s.settle()
+	return s.steady
+}
+
+// awaitAnswer returns when the client has answered the close frame, or may be taken
+// not to: if the connection ended before, it could lose the frame with it.
+func (s *socket) awaitAnswer() error {
 	patience := time.NewTimer(partPatience)
 	defer patience.Stop()
 	select {
 	case <-s.answered:
 	case <-patience.C:
 	}
-	return 0, errParted
+	return errParted
 }
 
 // Write passes on what the client sends. To an instance that goes it is lost.
@@ -132,17 +186,20 @@ func (s *socket) Close() error {
 	err := s.conn.Close()
 	s.mu.Lock()
 	s.answer()
+	s.whole, s.begun = true, false
+	s.settle()
 	s.mu.Unlock()
 	s.of.remove(s)
 	return err
 }
 
-// part ends the connection: at once between two frames, else with the one that
+// end ends the connection: at once between two frames, else with the one that
 // is passing.
-func (s *socket) part() {
+func (s *socket) end() {
 	s.mu.Lock()
-	s.parting = true
-	idle := !s.framed || s.out.between()
+	s.parting, s.whole = true, true
+	s.settle()
+	idle := !s.framed || !s.begun
 	s.mu.Unlock()
 	if idle {
 		_ = s.conn.Close() // ends Read
@@ -162,8 +219,9 @@ func closed(ch <-chan struct{}) bool {
 type sockets struct {
 	mu     sync.Mutex // guards all below
 	open   map[*socket]bool
-	parted bool
-	none   chan struct{} // closed when there are none; nil unless somebody waits for that
+	held   bool          // hold was called
+	parted bool          // part or cut was
+	none   chan struct{} // closed when there are none; nil before all
 }
 
 // take makes the connection of a response part of the instance: it ends with it.
@@ -176,16 +234,16 @@ func (o *sockets) take(resp *http.Response, stopped <-chan struct{}) {
 }
 
 func (o *sockets) add(conn io.ReadWriteCloser, framed bool, stopped <-chan struct{}) *socket {
-	s := &socket{conn: conn, of: o, framed: framed, stopped: stopped, answered: make(chan struct{})}
+	s := &socket{conn: conn, of: o, framed: framed, stopped: stopped, steady: make(chan struct{}), answered: make(chan struct{})}
 	o.mu.Lock()
 	if o.open == nil {
 		o.open = make(map[*socket]bool)
 	}
 	o.open[s] = true
-	parted := o.parted
+	s.whole, s.parting = o.held, o.parted
 	o.mu.Unlock()
-	if parted {
-		s.part()
+	if s.parting {
+		s.end()
 	}
 	return s
 }
@@ -194,41 +252,33 @@ func (o *sockets) remove(s *socket) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	delete(o.open, s)
-	if len(o.open) == 0 && o.none != nil {
+	if len(o.open) == 0 && o.none != nil && !closed(o.none) {
 		close(o.none)
-		o.none = nil
 	}
 }
 
-// all has f called for each connection there is, and returns what is closed when
-// there is none any more. What is taken later is parted from at once.
-func (o *sockets) all(f func(*socket)) <-chan struct{} {
+// hold returns when no client has a part of a frame, nor will get one, unless that
+// takes too long.
+func (o *sockets) hold() {
 	o.mu.Lock()
-	o.parted = true
-	none := o.none
-	if none == nil {
-		none = make(chan struct{})
-		if len(o.open) == 0 {
-			close(none)
-		} else {
-			o.none = none
+	o.held = true
+	open := slices.Collect(maps.Keys(o.open))
+	o.mu.Unlock()
+	patience := time.NewTimer(partPatience)
+	defer patience.Stop()
+	for _, s := range open {
+		select {
+		case <-s.hold():
+		case <-patience.C:
+			patience.Reset(0) // the others are to hold all the same
 		}
 	}
-	open := make([]*socket, 0, len(o.open))
-	for s := range o.open {
-		open = append(open, s)
-	}
-	o.mu.Unlock()
-	for _, s := range open {
-		f(s)
-	}
-	return none
 }
 
 // part ends all connections and returns when their clients have heard of it, or
 // could have.
 func (o *sockets) part() {
-	none := o.all((*socket).part)
+	none := o.all((*socket).end)
 	patience := time.NewTimer(2 * partPatience) // for a frame to end, and for the answer
 	defer patience.Stop()
 	select {
@@ -240,3 +290,22 @@ func (o *sockets) part() {
 
 // cut ends all connections at once.
 func (o *sockets) cut() { o.all(func(s *socket) { _ = s.conn.Close() }) }
+
+// all has f called for each connection there is, and returns what is closed when
+// there is none any more. What is taken later ends at once.
+func (o *sockets) all(f func(*socket)) <-chan struct{} {
+	o.mu.Lock()
+	o.parted = true
+	if o.none == nil {
+		o.none = make(chan struct{})
+		if len(o.open) == 0 {
+			close(o.none)
+		}
+	}
+	none, open := o.none, slices.Collect(maps.Keys(o.open))
+	o.mu.Unlock()
+	for _, s := range open {
+		f(s)
+	}
+	return none
+}

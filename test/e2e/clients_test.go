@@ -52,6 +52,7 @@ type protocolHost struct {
 // newProtocolHost makes one. The image of test/images/protocols is there.
 func newProtocolHost(t *testing.T, opts ...option) *protocolHost {
 	t.Helper()
+	opts = append(opts, func(h *host) { h.env = append(h.env, "GODEBUG=http2xconnect=1") }) // for WebSockets over HTTP/2
 	h := &protocolHost{host: newHost(t, opts...), tls: freeAddress(t)}
 	h.program("protocols")
 	roots := h.certify()

@@ -133,6 +133,7 @@ type host struct {
 	runtime   map[string]string
 	exit      string
 	options   []string // more lines of the fairway block
+	env       []string // more of Caddy's environment
 	client    *http.Client
 	foreign   []string // containers that the test itself made
 
@@ -347,6 +348,7 @@ func (h *host) command(verb, caddyfile string) *exec.Cmd {
 	h.check(os.WriteFile(file, []byte(caddyfile), 0o600))
 	cmd := exec.Command(caddyBinary(h.t), verb, "--config", file, "--adapter", "caddyfile")
 	cmd.Env = append(os.Environ(), "HOME="+h.dir, "XDG_DATA_HOME="+h.dir, "XDG_CONFIG_HOME="+h.dir)
+	cmd.Env = append(cmd.Env, h.env...)
 	return cmd
 }
 

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"net/http"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -30,7 +32,6 @@ func say(t testing.TB, conn *websocket.Conn, message string) {
 // HTTP/1.1, and to some that listen for HTTP/2: the first starts the instance, each
 // holds one slot.
 func TestWebSocket(t *testing.T) {
-	t.Setenv("GODEBUG", "http2xconnect=1") // Go offers them over HTTP/2 only then
 	h := newProtocolHost(t)
 	var site strings.Builder
 	ports := map[string]string{"http1": "port 8080", "h2c": "port h2c 8080"}
@@ -74,7 +75,6 @@ func TestWebSocket(t *testing.T) {
 // TestWebSocketStays has WebSockets open while configs are reloaded, other services and their
 // own are deployed, and for longer than a response and an idle instance may take.
 func TestWebSocketStays(t *testing.T) {
-	t.Setenv("GODEBUG", "http2xconnect=1")
 	h := newProtocolHost(t)
 	config := func(chat, other int) string {
 		return h.everywhere(h.service("chat", "timeout 2s", "idle_timeout 100ms", "drain_timeout 1h", fmt.Sprintf("env VERSION %d", chat)) +
@@ -124,88 +124,167 @@ func TestWebSocketStays(t *testing.T) {
 	eventually(t, "the old revision is gone", func() bool { return len(h.serviceNamed("chat").Revisions) == 1 })
 }
 
-// TestWebSocketGoodbye ends instances that have a WebSocket in every way there is.
-// What its client sees is what the app says, else a close frame between two frames.
-func TestWebSocketGoodbye(t *testing.T) {
-	t.Setenv("GODEBUG", "http2xconnect=1")
-	deploy := func(h *protocolHost, config func(string) string) { h.check(h.reload(config("env VERSION 2"), false)) }
-	remove := func(h *protocolHost, _ func(string) string) { h.check(h.reload(h.everywhere("respond gone"), false)) }
-	exit := func(h *protocolHost, _ func(string) string) { h.stop() }
-	for name, test := range map[string]struct {
-		client, path string
-		options      []string
-		opts         []option
-		end          func(*protocolHost, func(string) string)
-		want         websocket.StatusCode
-		slow         bool
-	}{
-		"deadline":       {client: "h1", path: "/ws", end: deploy, want: websocket.StatusGoingAway},
-		"deadline busy":  {client: "h1", path: "/ws?flood=100000", end: deploy, want: websocket.StatusGoingAway},
-		"deadline h2":    {client: "h2", path: "/ws", end: deploy, want: websocket.StatusGoingAway},
-		"deadline h3":    {client: "h3", path: "/ws?flood=100000", end: deploy, want: websocket.StatusGoingAway},
-		"deadline h2c":   {client: "h1tls", path: "/ws?flood=3000", options: []string{"port h2c 8080"}, end: deploy, want: websocket.StatusGoingAway},
-		"app's own":      {client: "h1", path: "/ws?polite=1", end: deploy, want: websocket.StatusNormalClosure},
-		"removed":        {client: "h1", path: "/ws?flood=10", end: remove, want: websocket.StatusGoingAway},
-		"exit stop":      {client: "h1", path: "/ws", end: exit, want: websocket.StatusGoingAway},
-		"exit stop busy": {client: "h1", path: "/ws?flood=100000", end: exit, want: websocket.StatusGoingAway},
-		"exit stop own":  {client: "h1", path: "/ws?polite=1", end: exit, want: websocket.StatusNormalClosure},
-		"exit keep":      {client: "h1", path: "/ws", opts: []option{onExit("keep")}, end: exit, want: websocket.StatusGoingAway},
-		"exit keep busy": {client: "h1", path: "/ws?flood=1000000", opts: []option{onExit("keep")}, end: exit, want: websocket.StatusGoingAway},
-		// Killed after ten seconds.
-		"ignored": {client: "h1", path: "/ws?flood=100000", options: []string{"env LINGER 1"}, end: deploy, want: websocket.StatusGoingAway, slow: true},
-		"killed": {client: "h1", path: "/ws", want: -1, end: func(h *protocolHost, _ func(string) string) {
-			h.check(syscall.Kill(h.instances()[0].PID, syscall.SIGKILL))
-		}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			if test.slow && !full() {
-				t.Skip("the long tests are left out")
+// goodbye is a WebSocket that somebody else than its client will end.
+type goodbye struct {
+	client, path string
+	options      []string
+	want         websocket.StatusCode
+	ended        chan error
+}
+
+// listen opens g, to a service, and notes how it ends.
+func (g *goodbye) listen(t *testing.T, h *protocolHost, service string) {
+	t.Helper()
+	conn := h.clients[g.client].dial(t, service, g.path)
+	if !strings.Contains(g.path, "flood") {
+		say(t, conn, "hello")
+	}
+	g.ended = make(chan error, 1)
+	begun := make(chan struct{}, 1)
+	go func() {
+		for {
+			_, message, err := conn.Read(context.Background())
+			if err == nil && len(bytes.Trim(message, "\x00")) > 0 {
+				err = fmt.Errorf("not what was sent: %.40q", message)
 			}
-			h := newProtocolHost(t, test.opts...)
-			config := func(option string) string {
-				return h.everywhere(h.service("chat", append(test.options, "drain_timeout 500ms", "timeout 1s", "concurrency 1", "instances 0 1", option)...))
-			}
-			h.start(config("env VERSION 1"))
-			conn := h.clients[test.client].dial(t, "chat", test.path)
-			ended := make(chan error, 1)
-			begun := make(chan struct{})
-			go func() {
-				for n := 0; ; n++ {
-					_, message, err := conn.Read(context.Background())
-					if n == 0 {
-						close(begun)
-					}
-					if err != nil {
-						ended <- err
-						return
-					}
-					if len(bytes.Trim(message, "\x00")) > 0 {
-						ended <- fmt.Errorf("not what was sent: %.40q", message)
-						return
-					}
-				}
-			}()
-			if strings.Contains(test.path, "flood") {
-				<-begun
-			}
-			h.awaitInFlight("chat", 1)
-			test.end(h, config)
-			select {
-			case err := <-ended:
-				if got := websocket.CloseStatus(err); got != test.want {
-					t.Errorf("the client saw %v: %v; want %v", got, err, test.want)
-				}
-			case <-time.After(patience):
-				t.Fatal("the WebSocket has not ended")
-			}
-			if !h.running() || h.serviceNamed("chat").Service == "" {
+			if err != nil {
+				g.ended <- err
 				return
 			}
-			h.awaitInFlight("chat", 0)
-			if got := h.getFrom(t.Context(), "chat", "/"); got.status != http.StatusOK {
-				t.Errorf("afterwards: %s", got)
+			select {
+			case begun <- struct{}{}:
+			default:
 			}
-			h.assertOnly(1)
+		}
+	}()
+	if strings.Contains(g.path, "flood") {
+		<-begun
+	}
+	h.awaitInFlight(service, 1)
+}
+
+// check waits for the end.
+func (g *goodbye) check(t *testing.T, service string) {
+	t.Helper()
+	select {
+	case err := <-g.ended:
+		if got := websocket.CloseStatus(err); got != g.want {
+			t.Errorf("%s: the client saw %v: %v; want %v", service, got, err, g.want)
+		}
+	case <-time.After(patience):
+		t.Errorf("%s: the WebSocket has not ended", service)
+	}
+}
+
+// TestWebSocketGoodbye ends instances that have a WebSocket in every way there is
+// while Caddy runs. What the client sees is what the app says, else a close frame
+// between two frames.
+func TestWebSocketGoodbye(t *testing.T) {
+	h := newProtocolHost(t)
+	replaced := map[string]*goodbye{
+		"idle":     {client: "h1", path: "/ws", want: websocket.StatusGoingAway},
+		"idle-h2":  {client: "h2", path: "/ws", want: websocket.StatusGoingAway},
+		"busy":     {client: "h1", path: "/ws?flood=100000", want: websocket.StatusGoingAway},
+		"busy-h3":  {client: "h3", path: "/ws?flood=100000", want: websocket.StatusGoingAway},
+		"busy-h2c": {client: "h1tls", path: "/ws?flood=3000", options: []string{"port h2c 8080"}, want: websocket.StatusGoingAway},
+		"polite":   {client: "h1", path: "/ws?polite=1", want: websocket.StatusNormalClosure},
+	}
+	if full() { // killed after ten seconds
+		replaced["deaf"] = &goodbye{client: "h1", path: "/ws?flood=100000", options: []string{"env LINGER 1"}, want: websocket.StatusGoingAway}
+	}
+	removed := &goodbye{client: "h1", path: "/ws?flood=10", want: websocket.StatusGoingAway}
+	killed := &goodbye{client: "h1", path: "/ws", want: -1}
+	service := func(name, option string) string {
+		options := []string{"drain_timeout 300ms", "concurrency 1", "instances 0 1", option}
+		if g := replaced[name]; g != nil {
+			options = append(options, g.options...)
+		}
+		return h.service(name, options...)
+	}
+	config := func(version string) string {
+		var site strings.Builder
+		for name := range replaced {
+			site.WriteString(service(name, "env VERSION "+version))
+		}
+		site.WriteString(service("killed", "env VERSION 1"))
+		if version == "1" {
+			site.WriteString(service("removed", "env VERSION 1"))
+		}
+		return h.everywhere(site.String())
+	}
+	h.start(config("1"))
+	killed.listen(t, h, "killed")
+	h.check(syscall.Kill(h.instancesOf("killed")[0].PID, syscall.SIGKILL))
+	killed.check(t, "killed")
+	removed.listen(t, h, "removed")
+	for name, g := range replaced {
+		g.listen(t, h, name)
+	}
+	h.check(h.reload(config("2"), false))
+	for name, g := range replaced {
+		g.check(t, name)
+	}
+	removed.check(t, "removed")
+	eventually(t, "removed is gone", func() bool { return h.serviceNamed("removed").Service == "" && len(h.instancesOf("removed")) == 0 })
+	for _, name := range append(slices.Collect(maps.Keys(replaced)), "killed") {
+		h.awaitInFlight(name, 0)
+		// The one slot is there again, and is one.
+		conn := h.clients["h1"].dial(t, name, "/ws")
+		waiting := make(chan response, 1)
+		go func() { waiting <- h.getFrom(t.Context(), name, "/") }()
+		h.awaitQueue(name, 1)
+		h.check(conn.Close(websocket.StatusNormalClosure, ""))
+		if got := <-waiting; got.status != http.StatusOK {
+			t.Errorf("%s: afterwards: %s", name, got)
+		}
+	}
+}
+
+// TestWebSocketExit ends Caddy: the clients are told so, whether the instances go with
+// it or stay.
+func TestWebSocketExit(t *testing.T) {
+	for exit, sockets := range map[string]map[string]*goodbye{
+		"stop": {
+			"idle":   {client: "h1", path: "/ws", want: websocket.StatusGoingAway},
+			"busy":   {client: "h1", path: "/ws?flood=100000", want: websocket.StatusGoingAway},
+			"polite": {client: "h1tls", path: "/ws?polite=1", want: websocket.StatusNormalClosure},
+			"deaf":   {client: "h1", path: "/ws?flood=100000", options: []string{"env LINGER 1"}, want: websocket.StatusGoingAway},
+		},
+		"keep": {
+			"idle": {client: "h1", path: "/ws", want: websocket.StatusGoingAway},
+			"busy": {client: "h1tls", path: "/ws?flood=1000000", want: websocket.StatusGoingAway},
+		},
+	} {
+		t.Run(exit, func(t *testing.T) {
+			h := newProtocolHost(t, onExit(exit))
+			var site strings.Builder
+			for name, g := range sockets {
+				site.WriteString(h.service(name, append(g.options, "concurrency 1")...))
+			}
+			h.start(h.everywhere(site.String()))
+			for name, g := range sockets {
+				g.listen(t, h, name)
+			}
+			h.stop()
+			for name, g := range sockets {
+				g.check(t, name)
+			}
 		})
 	}
+}
+
+// TestWebSocketAwake has one WebSocket that nobody says anything on: its instance
+// is not frozen, as it may have something to say.
+func TestWebSocketAwake(t *testing.T) {
+	h := newProtocolHost(t)
+	h.start(h.everywhere(h.service("chat", "idle_timeout 1h")))
+	conn := h.clients["h1"].dial(t, "chat", "/ws")
+	for began := time.Now(); time.Since(began) < time.Second; {
+		if all := h.instancesOf("chat"); len(all) != 1 || all[0].State != "ready" {
+			t.Fatalf("while the WebSocket is open: %+v", all)
+		}
+	}
+	say(t, conn, "hello")
+	h.check(conn.Close(websocket.StatusNormalClosure, ""))
+	eventually(t, "it is frozen", func() bool { return h.instancesOf("chat")[0].State == "frozen" })
 }

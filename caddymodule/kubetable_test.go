@@ -562,6 +562,7 @@ func TestPodStates(t *testing.T) {
 		{instancepool.InstanceStatus{State: instancepool.Starting}, "0/2 ContainerCreating 0 <unknown> <none>"},
 		{instancepool.InstanceStatus{State: instancepool.Ready, PID: 7, Address: "10.63.0.2:8080"}, "2/2 Running 0 <unknown> 10.63.0.2"},
 		{instancepool.InstanceStatus{State: instancepool.Suspect, PID: 7, Address: "10.63.0.2:8080"}, "0/2 Running 0 <unknown> 10.63.0.2"},
+		{instancepool.InstanceStatus{State: instancepool.Unready, PID: 7, Address: "10.63.0.2:8080"}, "0/2 Running 0 <unknown> 10.63.0.2"},
 		{instancepool.InstanceStatus{State: instancepool.Draining, PID: 7, Address: "[::1]:8080"}, "0/2 Terminating 0 <unknown> ::1"},
 	} {
 		pod := &corev1.Pod{Spec: corev1.PodSpec{Containers: containers}}

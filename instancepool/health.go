@@ -34,9 +34,8 @@ func (p *Pool) startChecks(ctx context.Context, i *Instance) {
 	}
 }
 
-// run asks from time to time. While the instance is frozen there is nothing to
-// ask, and no timer: what is due by then is asked when it has been thawed for a
-// request.
+// run asks from time to time. A frozen instance is not asked, and no timer goes on
+// for it: what is due by then is asked when it has been thawed for a request.
 func (w *watcher) run(ctx context.Context) {
 	ask, done := prober(w.i.handle, w.container, w.check.Probe)
 	defer done()

@@ -405,19 +405,20 @@ func TestChecksOfSidecars(t *testing.T) {
 		}})
 		lease := p.need()
 		time.Sleep(500 * time.Millisecond)
-		for n, step := range []struct {
+		for _, step := range []struct {
 			of   *failing
 			sick bool
 			want instancepool.State
 		}{
-			{&proxy, true, instancepool.Unready}, {&app, true, instancepool.Unready},
-			{&proxy, false, instancepool.Unready}, {&app, false, instancepool.Ready},
+			{&proxy, true, instancepool.Unready},
+			{&app, true, instancepool.Unready},
+			{&proxy, false, instancepool.Unready},
+			{&app, false, instancepool.Ready},
 		} {
 			step.of.ready.Store(step.sick)
 			time.Sleep(time.Second)
 			synctest.Wait()
 			equal(t, "state", p.states(), []instancepool.State{step.want})
-			_ = n
 		}
 		proxy.live.Store(true)
 		<-lease.Instance().Exited()
@@ -464,6 +465,10 @@ func TestAnUnreadyInstanceGoes(t *testing.T) {
 			if !ok || !p.Evict(id, "its memory is needed") {
 				p.t.Error("it is not idle")
 			}
+		},
+		"scaled to none": func(p *testPool) {
+			p.Bound(0, -1)
+			time.Sleep(10 * time.Second)
 		},
 		"retired": func(p *testPool) { p.Drain(time.Hour) },
 		"closed":  func(p *testPool) { p.Drain(0) },

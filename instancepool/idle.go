@@ -86,12 +86,16 @@ func (p *Pool) goOnIdling(i *Instance, now time.Time) {
 // caller holds mu.
 func (p *Pool) tooLong(i *Instance, idle time.Duration) (stop bool, reason string) {
 	s := p.snapshot()
-	over := s.Max != 0 && p.ready > max(s.Max, 0)
+	there := p.ready
+	if i.state == Unready { // these are the first to go
+		there += p.unready
+	}
+	over := s.Max != 0 && there > max(s.Max, 0)
 	switch {
-	case i.state == Unready:
-		return idle >= p.spec.IdleTimeout && p.ready+p.starting+p.unready > max(s.Min, s.Floor), "idle, and not ready"
 	case over:
 		return true, "there may be fewer"
+	case i.state == Unready:
+		return idle >= p.spec.IdleTimeout && there+p.starting > max(s.Min, s.Floor), "idle, and not ready"
 	case p.ready+p.starting <= max(s.Min, s.Floor):
 		return false, ""
 	case !i.due.IsZero():

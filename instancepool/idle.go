@@ -159,8 +159,8 @@ func (p *Pool) tooLongAt(idle time.Duration) (time.Duration, bool) {
 			return 0, false
 		}
 	}
-	looks := max((idle-keepLeast)/surplusEvery+1, (at-keepLeast+surplusEvery-1)/surplusEvery)
-	return keepLeast + looks*surplusEvery, true
+	looks := int(max((idle-keepLeast)/surplusEvery+1, (at-keepLeast+surplusEvery-1)/surplusEvery))
+	return keepLeast + time.Duration(looks)*surplusEvery, true
 }
 
 // lookAgain sees to it that instances that are idle are looked at in time, after

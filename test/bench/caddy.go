@@ -31,9 +31,11 @@ type caddy struct {
 	dir  string
 	// global are lines of the global option, besides those that every bench needs.
 	global []string
-	cmd    *exec.Cmd  // nil while it does not run
-	ended  chan error // gets what cmd.Wait returns
-	log    *os.File
+	// servers are lines of the global option of that name.
+	servers []string
+	cmd     *exec.Cmd  // nil while it does not run
+	ended   chan error // gets what cmd.Wait returns
+	log     *os.File
 }
 
 // newCaddy returns one that load starts.
@@ -63,6 +65,9 @@ func (c *caddy) config(sites ...string) string {
 	log {
 		level ERROR
 	}
+	servers {
+		%s
+	}
 	fairway {
 		runtime containerd {
 			address   %s
@@ -74,7 +79,7 @@ func (c *caddy) config(sites ...string) string {
 		%s
 	}
 }
-%s`, adminAddr, c.host.daemon.Address(), namespace, subnet, filepath.Join(c.host.daemon.Dir(), "fairway"),
+%s`, adminAddr, strings.Join(c.servers, "\n\t\t"), c.host.daemon.Address(), namespace, subnet, filepath.Join(c.host.daemon.Dir(), "fairway"),
 		strings.Join(c.global, "\n\t\t"), strings.Join(sites, ""))
 }
 

@@ -18,6 +18,8 @@ const (
 	// helloImage greets, sleeperImage takes as long as it is asked to.
 	helloImage   = "localhost/fairway/hello:bench"
 	sleeperImage = "localhost/fairway/sleeper:bench"
+	// protocolsImage speaks WebSocket and gRPC.
+	protocolsImage = "localhost/fairway/protocols:bench"
 	// subnet has an address for each instance that a bench may want.
 	subnet = "10.61.0.0/22"
 )
@@ -46,7 +48,7 @@ func newHost(ctx context.Context, caddy string) (*host, error) {
 		return nil, errors.Join(err, lock.Close())
 	}
 	h := &host{daemon: daemon, program: caddy, lock: lock}
-	for name, pkg := range map[string]string{helloImage: "hello", sleeperImage: "sleeper"} {
+	for name, pkg := range map[string]string{helloImage: "hello", sleeperImage: "sleeper", protocolsImage: "protocols"} {
 		archive, err := images.Build(ctx, images.Options{Name: name, Package: "github.com/fairway-run/fairway/test/images/" + pkg})
 		if err == nil {
 			err = daemon.Import(ctx, archive, namespace)

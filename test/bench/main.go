@@ -13,6 +13,7 @@
 //	frozen    from a frozen instance, against a warm one; many of them at once
 //	burst     100 clients at once from nothing, against the best parallel start
 //	warm      throughput of a ready nginx, against reverse_proxy's; needs wrk
+//	streams   messages of WebSockets and gRPC, idle WebSockets, against reverse_proxy's
 //	requests  what 5 000 000 requests leave in the heap; needs wrk
 //	idle      what 1 000 idle services and some frozen instances cost
 //	case      Google's case study: 400 clients, concurrency 1 against 80
@@ -52,6 +53,7 @@ var benches = []bench{
 	{"frozen", true, frozen, "from a frozen instance, against a warm one; many of them at once"},
 	{"burst", true, burst, "100 clients at once from nothing, against the best parallel start"},
 	{"warm", true, warm, "throughput of a ready nginx, against reverse_proxy's; needs wrk"},
+	{"streams", true, streams, "messages of WebSockets and gRPC, idle WebSockets, against reverse_proxy's"},
 	{"requests", true, manyRequests, "what many requests leave in the heap; needs wrk"},
 	{"idle", true, idle, "what idle services and frozen instances cost"},
 	{"case", true, caseStudy, "Google's case study: 400 clients, concurrency 1 against 80"},
@@ -79,6 +81,8 @@ type settings struct {
 	requests int
 
 	kamal string
+
+	sockets int
 }
 
 func (s *settings) register(f *flag.FlagSet) {
@@ -96,6 +100,7 @@ func (s *settings) register(f *flag.FlagSet) {
 	f.IntVar(&s.idle, "idle", 1000, "idle: services without an instance")
 	f.IntVar(&s.frozen, "frozen", 0, "frozen instances (default: idle 50, frozen 100)")
 	f.DurationVar(&s.window, "window", time.Minute, "idle: how long each side is watched")
+	f.IntVar(&s.sockets, "sockets", 10_000, "streams: idle WebSockets")
 	f.StringVar(&s.kamal, "kamal-proxy", "", "warm: kamal-proxy's `program`, to be compared too (default: it is not)")
 	f.IntVar(&s.requests, "requests", 5_000_000, "requests: how many")
 }

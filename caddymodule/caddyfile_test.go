@@ -202,7 +202,7 @@ func FuzzCaddyfile(f *testing.F) {
 	for _, option := range []string{
 		"image app:1", "image app:1\n\t\tconcurrency 80\n\t\tinstances 0 10", "image app\n\t\tstartup_probe http / {\n\t\t\tperiod 1s\n\t\t}",
 		"image app\n\t\tport h2c 8080\n\t\tenv A \"b c\"", "header_up X {http.fairway.revision}", "image app\n\t\tmemory 1e3MiB",
-		"image app\n\t\tstartup_probe grpc a.B {\n\t\t\tport 0x1\n\t\t}", "image app\n\t\thandle_response {\n\t\t\trespond 1\n\t\t}", "image \"\"", "}\n{",
+		"image app\n\t\tstartup_probe grpc a.B {\n\t\t\tport 0x1\n\t\t}", "image app\n\t\tliveness_probe tcp\n\t\treadiness_probe http /a {\n\t\t\tsuccess_threshold 2\n\t\t}", "image app\n\t\thandle_response {\n\t\t\trespond 1\n\t\t}", "image \"\"", "}\n{",
 	} {
 		f.Add(option)
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
 )
 
 func TestChecks(t *testing.T) {
@@ -92,4 +93,37 @@ func TestProbesAreChecked(t *testing.T) {
 			t.Errorf("%s: got %v; want %s", container, err, want)
 		}
 	}
+}
+
+// FuzzChecks gives probes any numbers: what is taken can be asked.
+func FuzzChecks(f *testing.F) {
+	f.Add(true, int32(0), int32(0), int32(0), int32(0), int32(0))
+	f.Add(false, int32(5), int32(300), int32(300), int32(1), int32(2))
+	f.Add(true, int32(-1), int32(3601), int32(1<<30), int32(-5), int32(2))
+	f.Fuzz(func(t *testing.T, live bool, delay, period, timeout, failures, successes int32) {
+		svc := parse(t, hello("{image: app}", "{}"))
+		p := &corev1.Probe{
+			InitialDelaySeconds: delay, PeriodSeconds: period, TimeoutSeconds: timeout, FailureThreshold: failures, SuccessThreshold: successes,
+		}
+		p.HTTPGet = new(corev1.HTTPGetAction)
+		c := &svc.Spec.Template.Spec.Containers[0]
+		if live {
+			c.LivenessProbe = p
+		} else {
+			c.ReadinessProbe = p
+		}
+		svc, err := Prepare(svc)
+		if err != nil {
+			return
+		}
+		spec, err := newSpec(svc.Spec.Template)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range spec.Ingress().Checks {
+			if c.Liveness != live || c.Delay < 0 || c.Period <= 0 || c.Attempt <= 0 || c.Attempt > c.Period || c.Failures < 1 || c.Successes < 1 || live && c.Successes > 1 {
+				t.Errorf("%+v", c)
+			}
+		}
+	})
 }

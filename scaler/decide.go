@@ -30,6 +30,7 @@ const (
 	whyMinimum = "the minimum"
 	whyDeploy  = "its revision is to take requests"
 	whyTarget  = "the load is above the scaling target"
+	whyUnready = "another instance is not ready"
 )
 
 // decide returns what to do about the number of instances: parallel is how many
@@ -53,7 +54,9 @@ func decide(s instancepool.Snapshot, spec *revisions.Spec, parallel int) instanc
 	d.Again = again
 	want(s.Min-s.Ready-s.Starting-s.Unready, whyMinimum)
 	want(s.Floor-s.Ready-s.Starting, whyDeploy)
-	want(ahead(s, spec)-useful, whyTarget)
+	load := ahead(s, spec)
+	want(load-alive, whyTarget)
+	want(load-useful, whyUnready)
 	if s.Max != 0 && d.Start > s.Max-alive {
 		d.Start, d.Again = max(0, s.Max-alive), 0 // there is nothing to ask again
 	}

@@ -59,7 +59,7 @@ func TestDecideAhead(t *testing.T) {
 		{"it grows", instancepool.Snapshot{InFlight: 9, Ready: 1, Recent: 8, Growth: 2, Startup: time.Second}, revisions.Scaling{CPU: 0.5}, 1, whyTarget, 0},
 		{"one is on its way", instancepool.Snapshot{InFlight: 8, Ready: 1, Starting: 1, Load: [2]float64{6, 1}}, half, 0, "", 2},
 		{"never above the maximum", instancepool.Snapshot{InFlight: 30, Ready: 3, Max: 3, Load: [2]float64{30, 30}}, half, 0, "", 6},
-		{"what is not ready takes no load", instancepool.Snapshot{InFlight: 8, Ready: 1, Unready: 1, Load: [2]float64{6, 1}}, half, 1, whyTarget, 2},
+		{"what is not ready takes no load", instancepool.Snapshot{InFlight: 8, Ready: 1, Unready: 1, Load: [2]float64{6, 1}}, half, 1, whyUnready, 2},
 		{"by CPU", instancepool.Snapshot{InFlight: 1, Ready: 1, CPU: 0.9, Load: [2]float64{1, 1}}, half, 1, whyTarget, 1},
 		{"CPU is off", instancepool.Snapshot{InFlight: 1, Ready: 1, CPU: 0.9, Load: [2]float64{1, 1}}, revisions.Scaling{Concurrency: 5}, 0, "", 1},
 		{"a long window keeps more", instancepool.Snapshot{Ready: 3, Load: [2]float64{1, 14}}, revisions.Scaling{Concurrency: 5, Window: 10 * time.Minute}, 0, "", 3},

@@ -240,6 +240,39 @@ func TestReadinessLoss(t *testing.T) {
 	}
 }
 
+// Requests that were to wait for a slot of an instance have it decided anew when
+// that gets unready.
+func TestWaitersOfAnUnreadyInstance(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := startWith(t, checked(1, readiness(time.Second, 1, 1)), func(o *instancepool.Options, _ *pooltest.Runtime) {
+			o.Decide = func(s instancepool.Snapshot) instancepool.Decision {
+				if s.Waiting > 0 && s.Ready+s.Starting == 0 {
+					return instancepool.Decision{Start: 1}
+				}
+				return instancepool.Decision{}
+			}
+		})
+		var sick failing
+		p.rt.PlanFor(func(instancepool.StartSpec) pooltest.Plan {
+			if len(p.rt.Instances()) > 0 {
+				return pooltest.Plan{}
+			}
+			return pooltest.Plan{Exec: sick.exec}
+		})
+		held := p.need()
+		c := p.ask(t.Context())
+		time.Sleep(500 * time.Millisecond)
+		sick.ready.Store(true)
+		synctest.Wait()
+		equal(t, "answered while there is an instance to wait for", c.answered(), false)
+		time.Sleep(time.Second)
+		synctest.Wait()
+		equal(t, "answered since it is not ready", c.answered(), true)
+		held.Release()
+		c.lease.Release()
+	})
+}
+
 // One that does not get ready again is stopped when it has had no request for the
 // idle timeout, unless it is of the minimum: probes are no use of it.
 func TestAnUnreadyInstanceIsStoppedInTheEnd(t *testing.T) {
@@ -446,7 +479,7 @@ func TestSuspectAndUnready(t *testing.T) {
 		lease.Suspect()
 		time.Sleep(time.Second)
 		p.awaitState(instancepool.Suspect)
-		time.Sleep(2 * time.Second)
+		time.Sleep(1100 * time.Millisecond) // it has been dialled, and not asked again since
 		p.awaitState(instancepool.Unready)
 		lease.Suspect() // it gets no requests as it is
 		p.awaitState(instancepool.Unready)

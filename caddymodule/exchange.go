@@ -22,13 +22,13 @@ type exchangeKey struct{}
 // the same exchange goes on with another lease.
 type exchange struct {
 	began  time.Time
+	writer http.ResponseWriter
 	lease  *instancepool.Lease
 	waited time.Duration // for all of its leases
 	cold   bool          // for any of them
 
 	sent     time.Time // when its instance got it
 	latency  time.Duration
-	writer   http.ResponseWriter
 	response *http.Response // of forward; nil until there is one
 	// cut is set when the response's time was over before the response: what has begun
 	// without saying how long it would be ends as if that were all (Knative).

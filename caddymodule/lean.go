@@ -59,7 +59,6 @@ func ordinary(r *http.Request) bool {
 func (h *Handler) forward(w http.ResponseWriter, r *http.Request, x *exchange) error {
 	instance := x.lease.Instance()
 	x.sent = time.Now()
-	x.writer = w
 	x.request(r)
 	e, err := instance.HTTP1().Send(r.Context(), &x.message)
 	x.latency = time.Since(x.sent)

@@ -169,7 +169,7 @@ func (c *conn) readHead(r *Request) error {
 			c.limit = math.MaxInt64
 			x.Response = resp
 			if x.upload != nil {
-				x.upload.answered(!resp.Close)
+				x.upload.answered(false) // a final answer to the head alone: the body is not wanted
 			}
 			return nil
 		}

@@ -760,7 +760,7 @@ func TestExpectContinue(t *testing.T) {
 					t.Error("the server was not asked")
 				}
 				if !test.want {
-					c.say("HTTP/1.1 401 Unauthorized\r\nConnection: close\r\nContent-Length: 2\r\n\r\nno")
+					c.say("HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\n\r\nno")
 					if b, _ := io.ReadAll(c.br); len(b) > 0 {
 						t.Errorf("the body was sent: %q", b)
 					}

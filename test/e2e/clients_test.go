@@ -46,6 +46,7 @@ func (c *client) url(service, path string) string { return fmt.Sprintf(c.base, s
 type protocolHost struct {
 	*host
 	tls     string // host and port
+	roots   *x509.CertPool
 	clients map[string]*client
 }
 
@@ -56,6 +57,7 @@ func newProtocolHost(t *testing.T, opts ...option) *protocolHost {
 	h := &protocolHost{host: newHost(t, opts...), tls: freeAddress(t)}
 	h.program("protocols")
 	roots := h.certify()
+	h.roots = roots
 	dial := func(address string) func(context.Context, string, string) (net.Conn, error) {
 		return func(ctx context.Context, network, _ string) (net.Conn, error) {
 			return (&net.Dialer{Timeout: patience}).DialContext(ctx, network, address)

@@ -2,6 +2,7 @@ package caddymodule
 
 import (
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"strings"
@@ -22,6 +23,7 @@ type exchangeKey struct{}
 // the same exchange goes on with another lease.
 type exchange struct {
 	began  time.Time
+	body   io.Closer // of the request
 	writer http.ResponseWriter
 	lease  *instancepool.Lease
 	waited time.Duration // for all of its leases

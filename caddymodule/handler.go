@@ -139,7 +139,7 @@ func (h *Handler) Cleanup() error {
 
 // ServeHTTP waits for a lease and sends the request to its instance.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	x := &exchange{began: time.Now(), writer: w}
+	x := &exchange{began: time.Now(), body: r.Body, writer: w}
 	want := scaler.Request{Service: h.Service, Arrived: x.began}
 	if h.Service == "" {
 		var err error
@@ -260,7 +260,7 @@ func (leasedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	r = r.WithContext(ctx)
 	// The headers are those that the proxy has made for this attempt.
 	setForwarded(r.Header)
-	body := expect(r)
+	body := bodyOf(r, x.body, x.lease.Revision().Spec().Port.H2C)
 	resp, err := x.lease.Instance().RoundTrip(r)
 	if err == nil {
 		if body.refused() {

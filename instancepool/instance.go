@@ -159,6 +159,8 @@ func newCarrier(h Handle) *carrier {
 			DialContext:        func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
 			IdleConnTimeout:    keepIdle,
 			Protocols:          new(http.Protocols),
+			// How long a body is held back that the client has asked about.
+			ExpectContinueTimeout: time.Second,
 		}
 		c.two.Protocols.SetUnencryptedHTTP2(true)
 	}

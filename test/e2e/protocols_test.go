@@ -25,6 +25,7 @@ import (
 	"google.golang.org/grpc/interop/grpc_testing"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
 )
 
@@ -350,7 +351,7 @@ func checkUnary(ctx context.Context, t *testing.T, c grpc_testing.TestServiceCli
 	var header, trailer metadata.MD
 	want := payload(300_000)
 	got, err := c.UnaryCall(withMetadata(ctx), &grpc_testing.SimpleRequest{Payload: want}, grpc.Header(&header), grpc.Trailer(&trailer))
-	if err != nil || !cmp.Equal(got.GetPayload(), want, protocmp.Transform()) {
+	if err != nil || !proto.Equal(got.GetPayload(), want) {
 		t.Errorf("%d bytes, %v", len(got.GetPayload().GetBody()), err)
 	}
 	checkMetadata(t, header, trailer)
@@ -406,7 +407,7 @@ func checkBothStreams(ctx context.Context, t *testing.T, c grpc_testing.TestServ
 			t.Error(err)
 			return
 		}
-		if got, err := stream.Recv(); err != nil || !cmp.Equal(got.GetPayload(), want, protocmp.Transform()) {
+		if got, err := stream.Recv(); err != nil || !proto.Equal(got.GetPayload(), want) {
 			t.Errorf("message %d: %v, %v", n, got, err)
 			return
 		}

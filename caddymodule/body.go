@@ -1,0 +1,59 @@
+package caddymodule
+
+import (
+	"io"
+	"net/http"
+	"sync/atomic"
+)
+
+// requestBody is the body of a request on its way to the instance. It may be closed
+// while it is read, as HTTP/2 does, which the proxy's own does not stand.
+type requestBody struct {
+	io.Reader // the proxy's
+
+	client io.Closer // the server's
+	asked  bool      // the client has asked whether it is wanted (RFC 9110: Expect)
+	read   atomic.Bool
+}
+
+// bodyOf replaces the body of r where there is something to be minded about it;
+// else it returns nil. client is the body as the server has it.
+func bodyOf(r *http.Request, client io.Closer, h2c bool) *requestBody {
+	if r.Header["Upgrade"] != nil {
+		return nil // the client's body, if it has one, is the other protocol's
+	}
+	asked := r.ProtoMajor == 1 && r.Header.Get("Expect") != ""
+	if r.Body == nil || r.Body == http.NoBody || !asked && !h2c {
+		return nil
+	}
+	b := &requestBody{Reader: r.Body, client: client, asked: asked}
+	r.Body = b
+	return b
+}
+
+func (b *requestBody) Read(p []byte) (int, error) {
+	b.read.Store(true) // now the server tells the client to send it
+	return b.Reader.Read(p)
+}
+
+// Close ends Read. A body of which nothing was read is left for another instance.
+func (b *requestBody) Close() error {
+	if !b.read.Load() {
+		return nil
+	}
+	return b.client.Close()
+}
+
+// refused reports whether the client has asked, and is not to send it. net/http
+// would wait for it before it answers: it does not recognize such a body once
+// Caddy has wrapped it.
+func (b *requestBody) refused() bool { return b != nil && b.asked && !b.read.Load() }
+
+// unbound lets a response to HTTP/1 have trailers though its length is known: there
+// they only come with a body in chunks.
+func unbound(r *http.Request, resp *http.Response) {
+	if r.ProtoMajor == 1 && len(resp.Trailer) > 0 && resp.ContentLength > 0 && r.Method != http.MethodHead {
+		resp.Header.Del("Content-Length")
+		resp.ContentLength = -1
+	}
+}

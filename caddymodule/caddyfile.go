@@ -189,6 +189,7 @@ var reserved = []string{
 //		}
 //		liveness_probe  … # like startup_probe
 //		readiness_probe … # the same, and success_threshold <number>
+//		no_wake       <matcher> [<status>]
 //		# any option of reverse_proxy but those that choose and check upstreams
 //	}
 //
@@ -209,7 +210,13 @@ func parseHandler(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 	}
 	p := serviceParser{Dispenser: h.Dispenser, seen: make(map[string]bool)}
 	for nesting := h.Nesting(); h.NextBlock(nesting); {
-		if err := p.option(); err != nil {
+		var err error
+		if h.Val() == "no_wake" {
+			err = handler.parseNoWake(h)
+		} else {
+			err = p.option()
+		}
+		if err != nil {
 			return nil, err
 		}
 	}

@@ -62,10 +62,18 @@ type Handler struct {
 	// that choose or check upstreams.
 	ProxyRaw json.RawMessage `json:"proxy,omitempty"`
 
-	app   *App
-	log   *zap.Logger
-	proxy *reverseproxy.Handler
-	lean  bool // proxy has nothing to do for ordinary requests
+	// Requests that start no instance, thaw none and keep none from being stopped, such
+	// as those of monitors and bots. An instance that is awake answers them.
+	NoWakeRaw caddyhttp.RawMatcherSets `json:"no_wake,omitempty" caddy:"namespace=http.matchers"`
+	// The status of the answer to such a request when no instance is awake. Default:
+	// `503`.
+	NoWakeStatus int `json:"no_wake_status,omitempty"`
+
+	noWake caddyhttp.MatcherSets
+	app    *App
+	log    *zap.Logger
+	proxy  *reverseproxy.Handler
+	lean   bool // proxy has nothing to do for ordinary requests
 }
 
 // CaddyModule tells Caddy what the handler is.
@@ -91,6 +99,9 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	}
 	if h.Service != "" {
 		h.app.refer(h.Service)
+	}
+	if err := h.provisionNoWake(ctx); err != nil {
+		return err
 	}
 	return h.provisionProxy(ctx)
 }
@@ -151,8 +162,15 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		want.Tag, want.AnyTag = r.Header.Get(tagHeader), true
 	}
 	want.Revision, want.Instance = affinityOf(r)
+	var err error
+	if want.NoWake, err = h.wakesNothing(r); err != nil {
+		return err
+	}
 	for attempt := 1; ; attempt++ {
 		lease, err := h.app.acquire(r.Context(), want)
+		if errors.Is(err, instancepool.ErrAsleep) {
+			return h.letSleep(w, r, want.Service)
+		}
 		if err != nil {
 			return h.refuse(w, r, want.Service, err)
 		}
@@ -210,12 +228,17 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, service string,
 		outcome = "start_failed"
 		w.Header().Set("Retry-After", strconv.Itoa(max(1, int(math.Ceil(start.RetryAfter.Seconds())))))
 	}
+	note(r, service, outcome)
+	return caddyhttp.Error(status, err)
+}
+
+// note counts a request that reaches no instance, and tells the access log why.
+func note(r *http.Request, service, outcome string) {
 	countRefused(service, outcome)
 	if extra, ok := r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
 		extra.Set(zap.String("fairway_service", service))
 		extra.Set(zap.String("fairway_outcome", outcome))
 	}
-	return caddyhttp.Error(status, err)
 }
 
 // leasedUpstream tells the proxy where the request's instance is.

@@ -80,7 +80,8 @@ func (p *Pool) freeze(i *Instance) {
 	p.wakeUp(i)
 	p.place(i)
 	if i.inFlight == 0 && i.state == Ready {
-		p.startIdling(i, time.Now())
+		now := time.Now()
+		p.startIdling(i, now, now)
 	}
 	p.mu.Unlock()
 	e := p.event(i, i.handle, Frozen, "it runs on without a request")

@@ -20,15 +20,18 @@ const (
 	lookEvery = time.Second
 )
 
-// startIdling notes that i has nothing to do, and sees to it that this is
+// startIdling notes that i has had nothing to do since then, and sees to it that this is
 // looked at when it may have lasted long enough. A timer that ends before is left
 // alone: that costs nothing per request. The caller holds mu.
-func (p *Pool) startIdling(i *Instance, now time.Time) {
-	i.idleAt = now
+func (p *Pool) startIdling(i *Instance, now, since time.Time) {
+	i.idleAt = since
 	if p.detached {
 		return
 	}
-	after := p.lookAt(i, 0)
+	after := p.lookAt(i, now.Sub(since))
+	if now.Sub(since) >= p.spec.IdleTimeout {
+		after = time.Millisecond // what was no use has kept it
+	}
 	if p.freezes(i) {
 		after = min(after, freezeAfter)
 	}

@@ -1,6 +1,7 @@
 package instancepool_test
 
 import (
+	"errors"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -195,5 +196,45 @@ func TestAnIdleInstanceIsLookedAtAgain(t *testing.T) {
 		p.Bound(0, -1)
 		time.Sleep(6 * time.Second)
 		running(0)
+	})
+}
+
+// What is no use neither starts, thaws nor keeps an instance.
+func TestAcquireAwake(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rev := revision(2)
+		rev.Spec().IdleTimeout = 15 * time.Minute
+		p := start(t, rev)
+		if _, err := p.AcquireAwake(); !errors.Is(err, instancepool.ErrAsleep) {
+			t.Fatalf("of none: %v", err)
+		}
+		synctest.Wait()
+		equal(t, "running", len(p.rt.Running()), 0)
+		p.need().Release()
+		released := time.Now()
+		for range 14 {
+			time.Sleep(time.Minute)
+			lease, err := p.AcquireAwake()
+			if err != nil {
+				t.Fatal(err)
+			}
+			equal(t, "in flight", p.Status().InFlight, 1)
+			if lease.Instance().ID() == "" {
+				t.Error("no instance")
+			}
+			lease.Release()
+			lease.Release() // counts once
+			equal(t, "in flight", p.Status().InFlight, 0)
+		}
+		// One that lasts beyond the end of the idle time.
+		lease, err := p.AcquireAwake()
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Minute)
+		equal(t, "running", len(p.rt.Running()), 1)
+		lease.Release()
+		time.Sleep(time.Second)
+		equal(t, "running, "+time.Since(released).String()+" after the last use", len(p.rt.Running()), 0)
 	})
 }

@@ -64,6 +64,7 @@ type Instance struct {
 	since    time.Time // of state
 	born     time.Time // when its start began
 	inFlight int
+	quiet    int       // of inFlight: requests that are no use
 	list     *freeList // the list of free instances that it is in, or nil
 	prev     *Instance
 	next     *Instance

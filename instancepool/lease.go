@@ -16,6 +16,7 @@ type Lease struct {
 	Cold bool
 
 	instance *Instance
+	quiet    bool
 	released atomic.Bool
 }
 
@@ -29,7 +30,7 @@ func (l *Lease) Revision() *revisions.Revision { return l.instance.pool.rev }
 // Only the first call counts.
 func (l *Lease) Release() {
 	if l.released.CompareAndSwap(false, true) {
-		l.instance.pool.release(l.instance)
+		l.instance.pool.giveBack(l.instance, l.quiet)
 	}
 }
 

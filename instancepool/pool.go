@@ -258,6 +258,29 @@ func (p *Pool) AcquireOn(ctx context.Context, instance string, arrived time.Time
 	}
 }
 
+// AcquireAwake returns a lease on an instance that is awake and has a free slot, for
+// a request that starts and thaws none and keeps none: it is no use as far as idle
+// timeouts and predictions are concerned. Errors: ErrAsleep, ErrDraining.
+func (p *Pool) AcquireAwake() (*Lease, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.phase != open {
+		return nil, ErrDraining
+	}
+	for _, list := range []*freeList{&p.below, &p.above} {
+		if i := list.head; i != nil {
+			p.load.advance(time.Now(), p.inFlight, p.waiters.length)
+			p.free--
+			due := i.due
+			p.admit(i)
+			i.due = due
+			i.quiet++
+			return &Lease{instance: i, quiet: true}, nil
+		}
+	}
+	return nil, ErrAsleep
+}
+
 // slot returns when a slot of an instance is taken for a request that asks for one
 // since then, and whose time counts since it arrived.
 func (p *Pool) slot(ctx context.Context, since, arrived time.Time, instance string) (grant, error) {
@@ -441,12 +464,19 @@ func (p *Pool) place(i *Instance) {
 }
 
 // release takes one request out of i and hands the slot to the oldest waiter.
-func (p *Pool) release(i *Instance) {
+func (p *Pool) release(i *Instance) { p.giveBack(i, false) }
+
+// giveBack is release, also of a request that was no use.
+func (p *Pool) giveBack(i *Instance, quiet bool) {
 	now := time.Now()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.load.advance(now, p.inFlight, p.waiters.length)
-	p.load.finish()
+	if !quiet {
+		p.load.finish()
+	} else {
+		i.quiet--
+	}
 	i.inFlight--
 	p.inFlight--
 	if i.state == Ready {
@@ -454,10 +484,15 @@ func (p *Pool) release(i *Instance) {
 		p.place(i)
 		p.handOver(false)
 	}
-	if (i.state == Ready || i.state == Unready) && i.inFlight == 0 {
-		p.startIdling(i, now)
+	if i.state == Ready || i.state == Unready {
+		if !quiet && i.inFlight == i.quiet {
+			i.idleAt = now
+		}
+		if i.inFlight == 0 {
+			p.startIdling(i, now, i.idleAt)
+		}
 	}
-	if p.inFlight == 0 && p.waiters.length == 0 {
+	if p.inFlight == 0 && p.waiters.length == 0 && (!quiet || p.restedAt.IsZero()) {
 		p.restedAt = now
 	}
 	p.settle()
@@ -758,7 +793,7 @@ func (p *Pool) becomeReady(i *Instance, h Handle) error {
 	p.answerAwaits(nil)
 	p.handOver(true)
 	if i.inFlight == 0 {
-		p.startIdling(i, i.since)
+		p.startIdling(i, i.since, i.since)
 	}
 	p.scale() // what was held back while starts failed
 	p.settle()
@@ -1066,7 +1101,7 @@ func (p *Pool) suspect(i *Instance) {
 			p.handOver(false)
 		}
 		if i.inFlight == 0 {
-			p.startIdling(i, i.since)
+			p.startIdling(i, i.since, i.since)
 		}
 		p.settle()
 	})

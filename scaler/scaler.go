@@ -60,6 +60,9 @@ type Request struct {
 	// Revision and Instance are those that the client had before: they win over
 	// the split (Cloud Run: session affinity).
 	Revision, Instance string
+	// NoWake is set when it must start and thaw no instance, and keep none from being
+	// stopped: then it waits for nothing.
+	NoWake bool
 	// Arrived is when its time has begun to count. Default: now.
 	Arrived time.Time
 }
@@ -541,6 +544,9 @@ func (s *Scaler) Acquire(ctx context.Context, r Request) (*instancepool.Lease, e
 			return nil, fmt.Errorf("%w: %s of service %s", ErrUnknownTag, r.Tag, r.Service)
 		default:
 			return nil, fmt.Errorf("%w: %s", ErrNotReady, r.Service)
+		}
+		if r.NoWake {
+			return pool.AcquireAwake()
 		}
 		lease, err := pool.AcquireOn(ctx, r.Instance, r.Arrived)
 		if err == nil {

@@ -20,7 +20,7 @@ type requestBody struct {
 // else it returns nil. client is the body as the server has it.
 func bodyOf(r *http.Request, client io.Closer, h2c bool) *requestBody {
 	if r.Header["Upgrade"] != nil {
-		return nil // the client's body, if it has one, is the other protocol's
+		return nil // what comes after it is not the request's body, but may be client all the same
 	}
 	asked := r.ProtoMajor == 1 && r.Header.Get("Expect") != ""
 	if r.Body == nil || r.Body == http.NoBody || !asked && !h2c {

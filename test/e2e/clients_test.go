@@ -81,7 +81,7 @@ func newProtocolHost(t *testing.T, opts ...option) *protocolHost {
 	}
 	t.Cleanup(func() { _ = h3.Close() })
 	// The standard library's does not know extended CONNECT.
-	h2 := func(dial func(context.Context, string, string, *tls.Config) (net.Conn, error)) *http2.Transport {
+	h2 := func(dial func(context.Context, string, string, *tls.Config) (net.Conn, error)) http.RoundTripper { //nolint:staticcheck // see above
 		tr := &http2.Transport{
 			DisableCompression: true, AllowHTTP: true, DialTLSContext: dial, TLSClientConfig: &tls.Config{RootCAs: roots}, MaxHeaderListSize: 4 << 20,
 		}
@@ -98,6 +98,10 @@ func newProtocolHost(t *testing.T, opts ...option) *protocolHost {
 			return (&tls.Dialer{Config: config}).DialContext(ctx, network, h.tls)
 		})}},
 		"h3": {"HTTP/3.0", secure, http.Client{Transport: h3}},
+	}
+	if !full() { // these differ from the others in the encryption alone
+		delete(h.clients, "h1tls")
+		delete(h.clients, "h2c")
 	}
 	return h
 }

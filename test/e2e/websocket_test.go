@@ -83,7 +83,7 @@ func TestWebSocketStays(t *testing.T) {
 	h.start(config(1, 1))
 	opened := time.Now()
 	sockets := make(map[string]*websocket.Conn)
-	for _, name := range []string{"h1", "h1tls", "h2", "h3"} {
+	for _, name := range []string{"h1", "h2", "h3"} {
 		sockets[name] = h.clients[name].dial(t, "chat", "/ws")
 	}
 	all := func(what string) {
@@ -97,8 +97,8 @@ func TestWebSocketStays(t *testing.T) {
 		t.Fatalf("%s", got)
 	}
 	before := h.instancesOf("chat")
-	for n := range 50 {
-		h.check(h.reload(config(1, 1+n/10), true))
+	for n := range loops(15, 50) {
+		h.check(h.reload(config(1, 1+min(n/3, 4)), true))
 		all(fmt.Sprint("reload ", n))
 	}
 	h.awaitServing("other", "other-00005")
@@ -186,7 +186,7 @@ func TestWebSocketGoodbye(t *testing.T) {
 		"idle-h2":  {client: "h2", path: "/ws", want: websocket.StatusGoingAway},
 		"busy":     {client: "h1", path: "/ws?flood=100000", want: websocket.StatusGoingAway},
 		"busy-h3":  {client: "h3", path: "/ws?flood=100000", want: websocket.StatusGoingAway},
-		"busy-h2c": {client: "h1tls", path: "/ws?flood=3000", options: []string{"port h2c 8080"}, want: websocket.StatusGoingAway},
+		"busy-h2c": {client: "h1", path: "/ws?flood=3000", options: []string{"port h2c 8080"}, want: websocket.StatusGoingAway},
 		"polite":   {client: "h1", path: "/ws?polite=1", want: websocket.StatusNormalClosure},
 	}
 	if full() { // killed after ten seconds
@@ -247,12 +247,12 @@ func TestWebSocketExit(t *testing.T) {
 		"stop": {
 			"idle":   {client: "h1", path: "/ws", want: websocket.StatusGoingAway},
 			"busy":   {client: "h1", path: "/ws?flood=100000", want: websocket.StatusGoingAway},
-			"polite": {client: "h1tls", path: "/ws?polite=1", want: websocket.StatusNormalClosure},
+			"polite": {client: "h1", path: "/ws?polite=1", want: websocket.StatusNormalClosure},
 			"deaf":   {client: "h1", path: "/ws?flood=100000", options: []string{"env LINGER 1"}, want: websocket.StatusGoingAway},
 		},
 		"keep": {
 			"idle": {client: "h1", path: "/ws", want: websocket.StatusGoingAway},
-			"busy": {client: "h1tls", path: "/ws?flood=1000000", want: websocket.StatusGoingAway},
+			"busy": {client: "h1", path: "/ws?flood=1000000", want: websocket.StatusGoingAway},
 		},
 	} {
 		t.Run(exit, func(t *testing.T) {

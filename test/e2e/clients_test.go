@@ -81,11 +81,12 @@ func newProtocolHost(t *testing.T, opts ...option) *protocolHost {
 	}
 	t.Cleanup(func() { _ = h3.Close() })
 	// The standard library's does not know extended CONNECT.
-	h2 := func(dial func(context.Context, string, string, *tls.Config) (net.Conn, error)) http.RoundTripper { //nolint:staticcheck // see above
-		tr := &http2.Transport{
-			DisableCompression: true, AllowHTTP: true, DialTLSContext: dial, TLSClientConfig: &tls.Config{RootCAs: roots}, MaxHeaderListSize: 4 << 20,
+	h2 := func(dial func(context.Context, string, string, *tls.Config) (net.Conn, error)) http.RoundTripper {
+		tr := &http2.Transport{ //nolint:staticcheck // see above
+			DisableCompression: true, //nolint:staticcheck // see above
+			AllowHTTP:          true, DialTLSContext: dial, TLSClientConfig: &tls.Config{RootCAs: roots}, MaxHeaderListSize: 4 << 20,
 		}
-		t.Cleanup(tr.CloseIdleConnections)
+		t.Cleanup(tr.CloseIdleConnections) //nolint:staticcheck // see above
 		return tr
 	}
 	h.clients = map[string]*client{

@@ -44,7 +44,7 @@ func newOutside(t *testing.T, dir, subnet string) *outside {
 	o.ns, err = netns.NewNetNS(dir)
 	check(err)
 	t.Cleanup(func() { check(o.ns.Remove()) })
-	name := "fwt" + strings.ReplaceAll(o.near.String(), ".", "")[:8]
+	name := fmt.Sprintf("fwt%x", o.near.As4())
 	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: name + "p"}
 	check(netlink.LinkAdd(veth))
 	t.Cleanup(func() { check(netlink.LinkDel(veth)) })

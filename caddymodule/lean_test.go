@@ -142,6 +142,7 @@ func newRig(t testing.TB) *rig {
 	r := &rig{container: newContainer(t)}
 	fake := newFake(t, func(string, *revisions.Revision) http.Handler { return http.NotFoundHandler() })
 	fake.address = r.container.l.Addr().String()
+	var taken []net.Listener // until each has a port of its own
 	text := fmt.Sprintf("{\n\tadmin off\n\tauto_https off\n\tfairway {\n\t\truntime fake {\n\t\t\tname %s\n\t\t}\n\t}\n}\n", fake.name)
 	for _, s := range []struct{ name, directive string }{
 		{"fairway", "fairway app {\n image app:1\n timeout 5s\n}"},
@@ -153,11 +154,14 @@ func newRig(t testing.TB) *rig {
 		if err != nil {
 			t.Fatal(err)
 		}
+		taken = append(taken, l)
 		address := l.Addr().String()
-		l.Close()
 		_, port, _ := net.SplitHostPort(address)
 		text += fmt.Sprintf("http://:%s {\n\tbind 127.0.0.1\n%s\n}\n", port, s.directive)
 		r.sides = append(r.sides, side{s.name, address})
+	}
+	for _, l := range taken {
+		l.Close()
 	}
 	js, err := adapt(t, text)
 	if err != nil {
@@ -245,14 +249,22 @@ func (r *rig) compare(t *testing.T, request, reply string, patience time.Duratio
 	}
 	all := make([]result, len(r.sides))
 	for i, s := range r.sides {
-		saw, got, err := r.ask(s.address, request, reply, patience)
-		if err != nil {
-			if errors.Is(err, errHangs) {
-				t.Skip(err) // on all sides alike, as far as can be told
+		// A container that says more than it may (a body to HEAD) leaves a
+		// connection behind that reverse_proxy sometimes takes for the next
+		// request, to answer 502 (F30). That is its own fault, not the norm.
+		for tries := 0; ; tries++ {
+			saw, got, err := r.ask(s.address, request, reply, patience)
+			if err != nil {
+				if errors.Is(err, errHangs) {
+					t.Skip(err) // on all sides alike, as far as can be told
+				}
+				t.Fatal(err)
 			}
-			t.Fatal(err)
+			all[i] = result{saw, got}
+			if i < len(r.sides)-1 || tries == 20 || got == all[0].got || !strings.Contains(got, "HTTP/1.1 502 Bad Gateway") {
+				break
+			}
 		}
-		all[i] = result{saw, got}
 	}
 	stock := all[len(all)-1]
 	for i, s := range r.sides[:len(all)-1] {

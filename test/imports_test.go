@@ -2,6 +2,7 @@
 package test
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"io"
@@ -38,7 +39,8 @@ var rules = []rule{
 	{dir: "caddymodule/", fairway: []string{"caddymodule/", "scaler/", "instancepool/", "revisions/", "test/"}, others: []string{caddy}},
 	{dir: "scaler/", fairway: []string{"scaler/", "instancepool", "instancepool/pooltest", "revisions/"}},
 	{dir: "instancepool/containerd/", fairway: []string{"instancepool/", "revisions/", "test/"}, others: []string{containerd}},
-	{dir: "instancepool/", fairway: []string{"instancepool", "instancepool/pooltest", "revisions/"}},
+	{dir: "instancepool/http1", fairway: []string{}},
+	{dir: "instancepool/", fairway: []string{"instancepool", "instancepool/http1", "instancepool/pooltest", "revisions/"}},
 	{dir: "revisions/", fairway: []string{"revisions/"}},
 }
 
@@ -71,7 +73,7 @@ func (r rule) forbids(imported string) string {
 		if r.fairway == nil || slices.ContainsFunc(r.fairway, func(d string) bool { return within(inner, d) }) {
 			return ""
 		}
-		return "of Fairway it may import only " + strings.Join(r.fairway, ", ")
+		return "of Fairway it may import only " + cmp.Or(strings.Join(r.fairway, ", "), "itself")
 	}
 	for _, other := range []string{caddy, containerd} {
 		if strings.HasPrefix(imported, other) && !slices.Contains(r.others, other) {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyevents"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/certmagic"
 	"go.uber.org/zap"
 	"k8s.io/apimachinery/pkg/util/validation"
@@ -68,9 +69,13 @@ type App struct {
 	// How many instances are kept made but not started of a service that says nothing
 	// of it. Default: `0`.
 	Prepared int `json:"prepared,omitempty"`
+	// Whether instances find the hosts that this Caddy serves on the machine itself,
+	// instead of asking DNS. Default: `true`.
+	LocalNames *bool `json:"local_names,omitempty"`
 	// The one namespace that the Knative API has. Default: `default`.
 	Namespace string `json:"namespace,omitempty"`
 
+	ctx    caddy.Context
 	log    *zap.Logger
 	engine *engine
 	key    string
@@ -110,6 +115,7 @@ func (*App) CaddyModule() caddy.ModuleInfo {
 // Provision has no effect outside the config: it also runs for configs that are
 // only validated, or that fail later.
 func (a *App) Provision(ctx caddy.Context) error {
+	a.ctx = ctx
 	a.log = ctx.Logger()
 	a.ready = make(chan struct{})
 	a.declared = make(map[string]*Service)
@@ -330,6 +336,27 @@ func (a *App) activate() error {
 		return err
 	}
 	close(a.ready)
+	return a.introduce()
+}
+
+// introduce tells instances which hosts are to be found on this machine.
+func (a *App) introduce() error {
+	n := a.engine.neighbours
+	if n == nil {
+		return nil
+	}
+	var sites []string
+	if a.LocalNames == nil || *a.LocalNames {
+		sites = []string{} // those of services may be served by a site for all hosts
+		app, err := a.ctx.AppIfConfigured("http")
+		if err != nil && !errors.Is(err, caddy.ErrNotConfigured) {
+			return fmt.Errorf("looking for the http app: %w", err)
+		}
+		if app, ok := app.(*caddyhttp.App); ok && err == nil {
+			sites = sitesOf(app, n.namer.Gateway())
+		}
+	}
+	a.engine.introduce(sites)
 	return nil
 }
 

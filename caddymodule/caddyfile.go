@@ -128,6 +128,19 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			if !strings.HasPrefix(a.ServicesDir, "/") && !strings.HasPrefix(a.ServicesDir, "{") {
 				return d.Errf("services_dir is an absolute path, not '%s'", a.ServicesDir)
 			}
+		case "local_names":
+			var text string
+			if a.LocalNames != nil {
+				return d.Err("duplicate option 'local_names'")
+			}
+			if !d.AllArgs(&text) {
+				return d.ArgErr()
+			}
+			on, err := strconv.ParseBool(text)
+			if err != nil {
+				return d.Errf("local_names is true or false, not '%s'", text)
+			}
+			a.LocalNames = &on
 		case "namespace":
 			if a.Namespace != "" {
 				return d.Err("duplicate option 'namespace'")
@@ -172,6 +185,7 @@ var reserved = []string{
 //		response_idle_timeout  <duration>
 //		drain_timeout <duration>
 //		queue_depth   <number>
+//		ingress       all|internal
 //		prepared      <number>
 //		window        <duration>
 //		cpu_throttling     true|false
@@ -329,6 +343,8 @@ func (p *serviceParser) option() error {
 		err = p.duration(&s.Window)
 	case "queue_depth":
 		err = p.number(&s.QueueDepth, 1, revisions.MaxQueueDepth)
+	case "ingress":
+		err = p.text(&s.Ingress)
 	case "idle_timeout":
 		err = p.duration(&s.IdleTimeout)
 	case "timeout":

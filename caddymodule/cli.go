@@ -221,7 +221,6 @@ var elsewhere = map[string]string{
 	"region": "there is one host", "platform": "there is one host", "project": "there is one host", "zone": "there is one host",
 	"allow-unauthenticated":    "who may send requests is up to the site in Caddy's config",
 	"no-allow-unauthenticated": "who may send requests is up to the site in Caddy's config",
-	"ingress":                  "who may send requests is up to the site in Caddy's config",
 	"service-account":          "there are no accounts of a cloud; give the container a secret with --set-secrets",
 	"source":                   "build the image first, and deploy it with --image",
 	"vpc-connector":            "containers are on the host's network", "execution-environment": "there is one",

@@ -29,6 +29,15 @@ func TestDeploy(t *testing.T) {
 	}
 	c.must("deploy", "hello", "--image", "app:1").
 		wants(t, 0, "Service [hello] has not changed: revision [hello-00001] is serving 100 percent of traffic.")
+	c.must("deploy", "hello", "--ingress", "internal").
+		wants(t, 0, "Service [hello] has been changed; that took no new revision: [hello-00001]")
+	if st := current.Load().scaler.Registry().State("hello"); !st.Internal() {
+		t.Error("--ingress internal has no effect")
+	}
+	if got := c.do("deploy", "hello", "--ingress", "some"); got.code == 0 || !strings.Contains(got.msg, `--ingress: "some" is not all or internal`) {
+		t.Errorf("%+v", got)
+	}
+	c.must("deploy", "hello", "--ingress", "all")
 	c.must("deploy", "hello", "--description", "A greeting").
 		wants(t, 0, "Service [hello] has been changed; that took no new revision: [hello-00001]")
 	// Flags change only what they name.

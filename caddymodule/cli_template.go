@@ -56,6 +56,7 @@ func templateFlags(f *pflag.FlagSet) {
 	f.StringArray("update-labels", nil, "Labels to set, of the service and its new revision, `KEY=VALUE,…`; the others stay")
 	f.StringArray("remove-labels", nil, "Labels to remove, `KEY,…`")
 	f.Bool("clear-labels", false, "Remove all labels")
+	f.String("ingress", "", "Who may send requests: 'all', or 'internal', instances on this host only; makes no revision")
 	f.String("description", "", "What the service is, in `WORDS`")
 	f.String("revision-suffix", "", "The end of the new revision's name, hello-`SUFFIX`; it makes one even if nothing changes")
 }
@@ -349,6 +350,13 @@ func (e edits) annotations() error {
 		if set {
 			e.annotate([]string{key}, strconv.FormatBool(on))
 		}
+	}
+	if e.set("ingress") {
+		value := e.text("ingress")
+		if value != "all" && value != revisions.IngressInternal {
+			return usageError("--ingress: %q is not all or internal", value)
+		}
+		e.annotateService(revisions.IngressAnnotation, value)
 	}
 	if e.set("description") {
 		e.annotateService(descriptionAnnotation, e.text("description"))

@@ -43,13 +43,19 @@ type engine struct {
 	used     atomic.Bool
 	space    atomic.Pointer[string] // the namespace that the API shows
 
+	locator    instancepool.Locator // nil: nobody can tell instances from others
+	neighbours *neighbours          // nil: instances cannot be told of names
+	followers  sync.WaitGroup       // what tells them
+
 	// values are the secrets and config maps that instances refer to.
 	values *revisions.Values
 
 	opening sync.Mutex // guards all below
 	storage string     // where records were read from; empty: not yet
 	watched *directory // nil: none
-	closed  bool
+	// following ends followers; nil: there are none yet.
+	following context.CancelFunc
+	closed    bool
 }
 
 // current is the engine of the config that was started last.
@@ -91,6 +97,10 @@ func loadEngine(key string, rt Runtime) (*engine, error) {
 			return nil, err
 		}
 		e.scaler = scaler.New(scaler.Options{Runtime: engine, Observer: e, Registry: revisions.Options{Report: e.report}})
+		e.locator, _ = engine.(instancepool.Locator)
+		if namer, ok := engine.(instancepool.Namer); ok {
+			e.neighbours = &neighbours{registry: e.scaler.Registry(), namer: namer, log: e.log}
+		}
 		return e, nil
 	})
 	if err != nil {
@@ -115,6 +125,22 @@ func (e *engine) use(a *App) {
 	e.scaler.Registry().SetDomain(a.domain)
 	e.scaler.Limit(scaler.Limits{Memory: a.budget, MemoryPart: a.budgetPart, Prepared: a.Prepared})
 	e.follow(a.ServicesDir)
+}
+
+// introduce tells instances of the hosts that Caddy serves, and from then on of
+// the services that come; nil: of none.
+func (e *engine) introduce(sites []string) {
+	if e.neighbours == nil {
+		return
+	}
+	e.opening.Lock()
+	if !e.closed && e.following == nil {
+		var ctx context.Context
+		ctx, e.following = context.WithCancel(context.Background())
+		e.followers.Go(func() { e.neighbours.follow(ctx) })
+	}
+	e.opening.Unlock()
+	e.neighbours.use(sites)
 }
 
 // follow watches a directory of services instead of the one before.
@@ -163,7 +189,11 @@ func (e *engine) Destruct() error {
 	e.opening.Lock()
 	e.closed = true
 	e.unwatch()
+	if e.following != nil {
+		e.following()
+	}
 	e.opening.Unlock()
+	e.followers.Wait()
 	if !e.used.Load() || caddy.Exiting() {
 		ctx, cancel := context.WithTimeout(context.Background(), exitBudget)
 		defer cancel()

@@ -25,6 +25,7 @@ type exchange struct {
 	began  time.Time
 	body   io.Closer // of the request
 	writer http.ResponseWriter
+	caller instancepool.Handle // the instance that sent it; nil: somebody else
 	lease  *instancepool.Lease
 	waited time.Duration // for all of its leases
 	cold   bool          // for any of them
@@ -72,6 +73,9 @@ func (x *exchange) MarshalLogObject(to zapcore.ObjectEncoder) error {
 	to.AddString("fairway_instance", x.lease.Instance().ID())
 	to.AddDuration("fairway_queue_duration", x.waited)
 	to.AddBool("fairway_cold_start", x.cold)
+	if x.caller != nil {
+		to.AddString("fairway_caller", x.caller.ID())
+	}
 	if x.cut {
 		to.AddString("fairway_outcome", "timeout")
 	}
@@ -116,6 +120,11 @@ func (x *exchange) placeholder(key string) (any, bool) {
 		return x.lease.Revision().Name, true
 	case "http.fairway.instance":
 		return x.lease.Instance().ID(), true
+	case "http.fairway.caller":
+		if x.caller == nil {
+			return "", true
+		}
+		return x.caller.ID(), true
 	case "http.fairway.queue_duration":
 		return x.waited, true
 	case "http.fairway.cold_start":

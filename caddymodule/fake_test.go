@@ -8,7 +8,9 @@ import (
 	"iter"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -69,9 +71,10 @@ type fakeRuntime struct {
 	opened  atomic.Int32
 	started atomic.Int32
 
-	mu      sync.Mutex // guards running, failure
+	mu      sync.Mutex // guards all below
 	running map[string]*fakeHandle
 	failure error
+	names   []string
 }
 
 func newFake(t testing.TB, handler func(id string, rev *revisions.Revision) http.Handler) *fakeRuntime {
@@ -168,3 +171,38 @@ func (h *fakeHandle) Stop(context.Context, time.Duration) error {
 }
 
 var errFake = errors.New("the fake refuses")
+
+// Gateway implements instancepool.Namer.
+func (rt *fakeRuntime) Gateway() netip.Addr { return netip.MustParseAddr("127.0.0.1") }
+
+// SetNames implements instancepool.Namer.
+func (rt *fakeRuntime) SetNames(all []string) error {
+	rt.mu.Lock()
+	defer rt.mu.Unlock()
+	rt.names = slices.Clone(all)
+	return nil
+}
+
+// named returns what SetNames was told last.
+func (rt *fakeRuntime) named() []string {
+	rt.mu.Lock()
+	defer rt.mu.Unlock()
+	return slices.Clone(rt.names)
+}
+
+// InstanceAt implements instancepool.Locator: one that is not served has 127.0.0.2,
+// and nobody is known at 127.0.0.3.
+func (rt *fakeRuntime) InstanceAt(a netip.Addr) (instancepool.Handle, bool) {
+	switch a.String() {
+	case "127.0.0.2":
+		return guest{&fakeHandle{rt: rt, id: "web-00001-abcde"}}, true
+	case "127.0.0.3":
+		return nil, true
+	}
+	return nil, false
+}
+
+// guest is an instance that sends requests.
+type guest struct{ *fakeHandle }
+
+func (guest) Address() string { return "127.0.0.2:8080" }

@@ -1,24 +1,32 @@
 package caddymodule
 
 import (
+	"net"
 	"net/http"
 	"net/netip"
 	"strings"
+
+	"github.com/fairway-run/fairway/instancepool"
 )
 
 // setForwarded says who asks, in the standard's way, to an instance. It is made
 // of the X-Forwarded-* fields, which the proxy has just set by Caddy's rules of
 // which proxies are trusted: what a client claims itself does not get through.
-func setForwarded(h http.Header) {
+func setForwarded(h http.Header, caller instancepool.Handle) {
 	delete(h, "Forwarded")
 	if hops := h["X-Forwarded-For"]; len(hops) > 0 {
-		h["Forwarded"] = []string{forwarded(strings.Join(hops, ", "), h.Get("X-Forwarded-Host"), h.Get("X-Forwarded-Proto"))}
+		h["Forwarded"] = []string{forwarded(strings.Join(hops, ", "), h.Get("X-Forwarded-Host"), h.Get("X-Forwarded-Proto"), caller)}
 	}
 }
 
-// forwarded is the field of that name. hops are addresses, as in X-Forwarded-For.
+// forwarded is the field of that name. hops are addresses, as in X-Forwarded-For;
+// that of caller, which may be nil, is replaced by its name, "_web-00001-7kq2m".
 // Source: RFC 7239; Knative: container runtime contract.
-func forwarded(hops, host, proto string) string {
+func forwarded(hops, host, proto string, caller instancepool.Handle) string {
+	own := ""
+	if caller != nil {
+		own, _, _ = net.SplitHostPort(caller.Address())
+	}
 	b := make([]byte, 0, 128)
 	for hop := range strings.SplitSeq(hops, ",") {
 		if hop = strings.TrimSpace(hop); hop == "" {
@@ -27,7 +35,12 @@ func forwarded(hops, host, proto string) string {
 		if len(b) > 0 {
 			b = append(b, ", "...)
 		}
-		b = appendNode(append(b, "for="...), hop)
+		b = append(b, "for="...)
+		if hop == own {
+			b = append(append(b, '_'), caller.ID()...)
+			continue
+		}
+		b = appendNode(b, hop)
 	}
 	if host != "" {
 		b = appendToken(append(b, ";host="...), host)

@@ -18,7 +18,7 @@ func TestForwarded(t *testing.T) {
 		"forged all": {http.Header{"Forwarded": {"for=evil"}}, ""},
 		"quoted":     {http.Header{"X-Forwarded-For": {`a"b\c`}}, `for="a\"b\\c"`},
 	} {
-		if setForwarded(test.header); test.header.Get("Forwarded") != test.want {
+		if setForwarded(test.header, nil); test.header.Get("Forwarded") != test.want {
 			t.Errorf("%s: %q; want %q", name, test.header.Get("Forwarded"), test.want)
 		}
 	}

@@ -51,6 +51,7 @@ const (
 // `{http.fairway.revision}` | The revision that answered
 // `{http.fairway.instance}` | The instance that answered
 // `{http.fairway.queue_duration}` | How long the request waited for a slot
+// `{http.fairway.caller}` | The instance on this host that sent it, if one did
 // `{http.fairway.cold_start}` | `true` when it waited for an instance to start
 type Handler struct {
 	// The name of the service. Default: the one that the request's host means,
@@ -152,9 +153,10 @@ func (h *Handler) Cleanup() error {
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	x := &exchange{began: time.Now(), body: r.Body, writer: w}
 	want := scaler.Request{Service: h.Service, Arrived: x.began}
+	x.caller, want.Inside = h.app.engine.caller(r)
 	if h.Service == "" {
 		var err error
-		if want.Service, want.Tag, err = serviceOfHost(h.app.engine.scaler.Registry(), r.Host); err != nil {
+		if want.Service, want.Tag, err = serviceOfHost(h.app.engine.scaler.Registry(), r.Host, want.Inside); err != nil {
 			return caddyhttp.Error(http.StatusNotFound, err)
 		}
 	}
@@ -219,6 +221,8 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, service string,
 		outcome = "disabled"
 	case errors.Is(err, instancepool.ErrTimeout):
 		status, outcome = http.StatusGatewayTimeout, "timeout"
+	case errors.Is(err, scaler.ErrInternal):
+		status, outcome = http.StatusNotFound, "internal"
 	case errors.Is(err, scaler.ErrUnknownService), errors.Is(err, scaler.ErrUnknownTag):
 		status, outcome = http.StatusNotFound, "unknown"
 	case errors.Is(err, scaler.ErrNotReady):
@@ -282,7 +286,7 @@ func (leasedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	r = r.WithContext(ctx)
 	// The headers are those that the proxy has made for this attempt.
-	setForwarded(r.Header)
+	setForwarded(r.Header, x.caller)
 	body := bodyOf(r, x.body, x.lease.Revision().Spec().Port.H2C)
 	resp, err := x.lease.Instance().RoundTrip(r)
 	if err == nil {

@@ -60,10 +60,13 @@ func startHost(t *testing.T, site string, handler func(id string, rev *revisions
 	return h
 }
 
+func (h *host) text(site string) string {
+	return fmt.Sprintf("{\n\tadmin off\n\tauto_https off\n\tfairway {\n\t\truntime fake {\n\t\t\tname %s\n\t\t}\n\t}\n}\nhttp://127.0.0.1:%s, http://*.example.com:%s {\n\tbind 127.0.0.1\n%s\n}\n", h.t.Name(), h.port, h.port, site)
+}
+
 func (h *host) config(site string) []byte {
 	h.t.Helper()
-	text := fmt.Sprintf("{\n\tadmin off\n\tauto_https off\n\tfairway {\n\t\truntime fake {\n\t\t\tname %s\n\t\t}\n\t}\n}\nhttp://127.0.0.1:%s, http://*.example.com:%s {\n\tbind 127.0.0.1\n%s\n}\n", h.t.Name(), h.port, h.port, site)
-	js, err := adapt(h.t, text)
+	js, err := adapt(h.t, h.text(site))
 	if err != nil {
 		h.t.Fatal(err)
 	}

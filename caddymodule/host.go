@@ -14,9 +14,10 @@ var errUnknownHost = errors.New("no service has this host")
 
 // serviceOfHost says which service, and which tag of it, a host means:
 // <service>.<domain>, <tag>---<service>.<domain>, or a host that is mapped to a
-// service. Without a domain any parent will do.
+// service. Without a domain any parent will do. <service>.internal is there beside
+// the domain, but only for who asks from inside: from an instance on this host.
 // Source: Cloud Run: traffic tags.
-func serviceOfHost(g *revisions.Registry, host string) (service, tag string, err error) {
+func serviceOfHost(g *revisions.Registry, host string, inside bool) (service, tag string, err error) {
 	if h, _, err := net.SplitHostPort(host); err == nil {
 		host = h
 	}
@@ -29,7 +30,17 @@ func serviceOfHost(g *revisions.Registry, host string) (service, tag string, err
 	if h, _, err := net.SplitHostPort(domain); err == nil {
 		domain = h
 	}
-	if label == "" || parent == "" || (domain != "" && parent != strings.ToLower(domain)) {
+	var here bool
+	switch domain = strings.ToLower(domain); parent {
+	case "":
+	case domain:
+		here = true
+	case internalDomain:
+		here = inside
+	default:
+		here = domain == ""
+	}
+	if label == "" || !here {
 		return "", "", fmt.Errorf("%w: %s", errUnknownHost, host)
 	}
 	service = label

@@ -183,7 +183,7 @@ func (x *exchange) addForwarded(r *http.Request) {
 		x.message.Drop = []string{"Forwarded"}
 		return
 	}
-	set("Forwarded", forwarded(hops, host, proto))
+	set("Forwarded", forwarded(hops, host, proto, x.caller))
 }
 
 // Interim implements http1.Interim: it passes a response on before the final one.

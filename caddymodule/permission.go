@@ -55,7 +55,7 @@ func (p *Permission) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 // CertificateAllowed implements caddytls.OnDemandPermission.
 func (p *Permission) CertificateAllowed(_ context.Context, name string) error {
 	registry := p.app.engine.scaler.Registry()
-	service, tag, err := serviceOfHost(registry, name)
+	service, tag, err := serviceOfHost(registry, name, false)
 	switch {
 	case err != nil:
 	case registry.ServiceOfHost(name) != "":

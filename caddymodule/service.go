@@ -69,6 +69,9 @@ type Service struct {
 	// streams and WebSockets included, before they are ended. Default: `timeout`.
 	// Annotation `run.fairway/drain-timeout`.
 	DrainTimeout caddy.Duration `json:"drain_timeout,omitempty"`
+	// Who may send requests: `all`, or `internal`: instances on this host only; others
+	// get 404. Default: `all`. Annotation `run.googleapis.com/ingress` of the service.
+	Ingress string `json:"ingress,omitempty"`
 	// How many requests may wait for a free slot. Default: `10000`. Annotation
 	// `run.fairway/queue-depth`.
 	QueueDepth int `json:"queue_depth,omitempty"`
@@ -164,6 +167,9 @@ func (s *Service) knative(name string) (*servingv1.Service, error) {
 	}
 	svc := &servingv1.Service{}
 	svc.APIVersion, svc.Kind, svc.Name = servingv1.SchemeGroupVersion.String(), "Service", name
+	if s.Ingress != "" {
+		svc.Annotations = map[string]string{revisions.IngressAnnotation: s.Ingress}
+	}
 	t := &svc.Spec.Template
 	t.Annotations = s.annotations()
 	c := corev1.Container{Image: s.Image, Command: s.Command, Args: s.Args}

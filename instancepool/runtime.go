@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"net/netip"
 	"time"
 
 	"github.com/fairway-run/fairway/revisions"
@@ -132,6 +133,23 @@ type Prepared interface {
 	Start(ctx context.Context, observe func(phase string, took time.Duration)) (Handle, error)
 	// Discard removes all that the instance had.
 	Discard(ctx context.Context) error
+}
+
+// Namer is a Runtime whose instances can be told which host names lead to this
+// host, where Caddy serves them.
+type Namer interface {
+	// Gateway is the address at which instances reach the host.
+	Gateway() netip.Addr
+	// SetNames makes all, in order, the names that lead to Gateway: in instances that
+	// will be made, and in those that exist. These keep what they knew besides.
+	SetNames(all []string) error
+}
+
+// Locator is a Runtime that knows which instance uses an address of its network.
+type Locator interface {
+	// InstanceAt returns the instance that has an address, ready or not, or nil. inside
+	// tells whether only an instance can have it.
+	InstanceAt(a netip.Addr) (h Handle, inside bool)
 }
 
 // Sizer is a Runtime that knows the size of its host.

@@ -27,6 +27,9 @@ func hostsOf(svc *servingv1.Service) []string {
 	return hosts
 }
 
+// Hosts are those that are mapped to the service, beside the one below the domain.
+func (s *State) Hosts() []string { return hostsOf(s.Service) }
+
 // checkHosts refuses hosts that are none, or that belong to another service.
 func (g *Registry) checkHosts(svc *servingv1.Service) error {
 	for _, host := range hostsOf(svc) {

@@ -161,6 +161,9 @@ func prepare(svc, before *servingv1.Service, owner Owner) (*servingv1.Service, e
 	if _, err := boundsOf(svc); err != nil {
 		return nil, fmt.Errorf("service %s: %w", svc.Name, err)
 	}
+	if err := checkIngress(svc); err != nil {
+		return nil, fmt.Errorf("service %s: %w", svc.Name, err)
+	}
 	for _, t := range svc.Spec.Traffic {
 		if label := t.Tag + "---" + svc.Name; t.Tag != "" && len(label) > 63 {
 			return nil, fmt.Errorf("service %s: the tag %s makes the host %s, which is longer than 63 characters", svc.Name, t.Tag, label)

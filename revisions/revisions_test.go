@@ -183,6 +183,7 @@ func TestPrepareRefuses(t *testing.T) {
 		{"a service's maximum of nothing", ofService("run.googleapis.com/maxScale: '0'"), "run.googleapis.com/maxScale"},
 		{"a service's minimum above its maximum", ofService("run.googleapis.com/minScale: '3', run.googleapis.com/maxScale: '2'"), "run.googleapis.com/maxScale"},
 		{"a mode that is none", ofService("run.googleapis.com/scalingMode: some"), "run.googleapis.com/scalingMode"},
+		{"an ingress that is none", ofService("run.googleapis.com/ingress: internal-and-cloud-load-balancing"), "run.googleapis.com/ingress"},
 		{"manual without a number", ofService("run.googleapis.com/scalingMode: manual"), "run.googleapis.com/manualInstanceCount"},
 		{"too long a queue", hello("{image: app}", "{run.fairway/queue-depth: '1000001'}"), "run.fairway/queue-depth"},
 	} {
@@ -209,6 +210,26 @@ func TestPrepareRefuses(t *testing.T) {
 // ofService is a service with annotations of its own.
 func ofService(annotations string) string {
 	return "{metadata: {name: hello, annotations: {" + annotations + "}}, spec: {template: {spec: {containers: [{image: app}]}}}}"
+}
+
+func TestIngress(t *testing.T) {
+	for annotations, want := range map[string]bool{
+		"": false, "run.googleapis.com/ingress: all": false, "run.googleapis.com/ingress: internal": true,
+	} {
+		g := NewRegistry(Options{})
+		svc := prepared(t, ofService(annotations))
+		for _, label := range []string{"", "cluster-local"} {
+			if label != "" {
+				svc.Labels, want = map[string]string{"networking.knative.dev/visibility": label}, true
+			}
+			if _, _, err := g.Apply(svc.DeepCopy(), OwnerConfig); err != nil {
+				t.Fatal(err)
+			}
+			if got := g.State("hello").Internal(); got != want {
+				t.Errorf("%s %s: internal is %t", annotations, label, got)
+			}
+		}
+	}
 }
 
 func TestServiceBounds(t *testing.T) {

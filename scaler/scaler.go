@@ -47,6 +47,8 @@ var (
 	ErrNotReady = errors.New("no revision of the service is ready yet")
 	// ErrDisabled means that the service is scaled to no instance by hand.
 	ErrDisabled = errors.New("the service is scaled to zero instances by hand")
+	// ErrInternal means that the service takes requests of instances only.
+	ErrInternal = errors.New("the service is for instances on this host only")
 )
 
 // Request says what a request is for.
@@ -63,6 +65,8 @@ type Request struct {
 	// NoWake is set when it must start and thaw no instance, and keep none from being
 	// stopped: then it waits for nothing.
 	NoWake bool
+	// Inside is set when an instance on this host sends it.
+	Inside bool
 	// Arrived is when its time has begun to count. Default: now.
 	Arrived time.Time
 }
@@ -524,6 +528,9 @@ func (s *Scaler) Acquire(ctx context.Context, r Request) (*instancepool.Lease, e
 		routes := svc.route.Load()
 		if routes != nil && routes.disabled {
 			return nil, fmt.Errorf("%w: %s", ErrDisabled, r.Service)
+		}
+		if routes != nil && routes.internal && !r.Inside {
+			return nil, fmt.Errorf("%w: %s", ErrInternal, r.Service)
 		}
 		if routes == nil {
 			if s.lookup(r.Service) == svc { // just made

@@ -140,7 +140,7 @@ func (v *service) reroute(st *revisions.State) {
 		return
 	}
 	next := newTable(st.Targets, v.of)
-	next.disabled = disabled(st.Bounds())
+	next.disabled, next.internal = disabled(st.Bounds()), st.Internal()
 	v.route.Store(next)
 	for _, d := range next.pools {
 		d.warmed = false

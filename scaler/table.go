@@ -17,6 +17,8 @@ type table struct {
 	pools  []*deployment // each once
 	// disabled is set when no request is to be taken.
 	disabled bool
+	// internal is set when only requests of instances are to be taken.
+	internal bool
 }
 
 type share struct {

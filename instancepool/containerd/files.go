@@ -11,8 +11,12 @@ import (
 	"time"
 )
 
+const hostsFile = "hosts"
+
 // writeFiles makes the files that an instance finds in its /etc.
-func writeFiles(dir, hostname, address string) error {
+func (n *names) writeFiles(dir, hostname, address string) error {
+	n.mu.Lock() // a name comes in by what is written here, or is added afterwards
+	defer n.mu.Unlock()
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return fmt.Errorf("making the instance's files: %w", err)
 	}
@@ -22,9 +26,9 @@ func writeFiles(dir, hostname, address string) error {
 			resolv = string(b)
 		}
 	}
-	hosts := "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n" + address + "\t" + hostname + "\n"
+	hosts := "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n" + address + "\t" + hostname + "\n" + n.text
 	for name, text := range map[string]string{
-		"hosts":       hosts,
+		hostsFile:     hosts,
 		"hostname":    hostname + "\n",
 		"resolv.conf": resolv,
 	} {

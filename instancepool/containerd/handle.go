@@ -161,6 +161,7 @@ func (h *handle) release(err error) {
 	h.r.mu.Lock()
 	defer h.r.mu.Unlock()
 	delete(h.r.handles, h.id)
+	h.r.leave(h)
 	h.r.logsGrow() // there is one more of those that have ended
 	if err != nil {
 		h.r.lose(h.id, h)

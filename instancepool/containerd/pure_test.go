@@ -88,7 +88,7 @@ func TestResolvConf(t *testing.T) {
 
 func TestWriteFiles(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "files")
-	if err := writeFiles(dir, "hello-1", "192.0.2.7"); err != nil {
+	if err := new(names).writeFiles(dir, "hello-1", "192.0.2.7"); err != nil {
 		t.Fatal(err)
 	}
 	for name, want := range map[string]string{"hosts": "192.0.2.7\thello-1\n", "hostname": "hello-1\n", "resolv.conf": ""} {

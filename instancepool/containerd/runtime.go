@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"sync"
 	"time"
@@ -40,6 +41,8 @@ type Runtime struct {
 	opts    Options
 	log     *zap.Logger
 	network network
+	subnet  netip.Prefix // of a bridge's instances
+	names   names
 	cgroups cgroups
 
 	ctx    context.Context // ends with Close
@@ -55,6 +58,7 @@ type Runtime struct {
 	starting map[string]*handle   // by ID: what is being made, or prepared; nil as long as it has no process
 	lost     map[string]*handle   // by ID: what could not be ended or removed and goes, even if it runs; nil if never started
 	specs    map[string]*specBase // by revision
+	at       map[string]*handle   // by address: what exists of starting and handles
 }
 
 // New returns a runtime that has done nothing yet: it connects at its first use.
@@ -66,12 +70,13 @@ func New(opts Options) (*Runtime, error) {
 	r := &Runtime{
 		opts: opts, log: opts.Logger, cgroups: newCgroups(cgroupRoot), dirty: make(chan struct{}, 1), writes: make(chan struct{}, 1),
 		handles: make(map[string]*handle), starting: make(map[string]*handle), lost: make(map[string]*handle),
-		specs: make(map[string]*specBase),
+		specs: make(map[string]*specBase), at: make(map[string]*handle), names: names{gateway: opts.gateway()},
 	}
 	r.ctx, r.cancel = context.WithCancel(namespaces.WithNamespace(context.Background(), opts.Namespace))
 	if opts.Network == Host {
 		r.network = newHostNetwork()
 	} else {
+		r.subnet = netip.MustParsePrefix(opts.Subnet)
 		r.network = newBridgeNetwork(opts)
 	}
 	return r, nil

@@ -122,7 +122,7 @@ func (s *start) make(ctx context.Context) (*handle, error) {
 	s.onFailure(func(ctx context.Context) error { return r.network.detach(ctx, net.ID) })
 	files := r.filesDir(id)
 	s.onFailure(func(context.Context) error { return removeFiles(files) })
-	if err := writeFiles(files, id, net.host()); err != nil {
+	if err := r.names.writeFiles(files, id, net.host()); err != nil {
 		return nil, err
 	}
 	if err := s.equip(net); err != nil {
@@ -151,6 +151,13 @@ func (s *start) make(ctx context.Context) (*handle, error) {
 	if err := h.watch(); err != nil {
 		return nil, err
 	}
+	r.settle(h)
+	s.onFailure(func(context.Context) error {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.leave(h)
+		return nil
+	})
 	return h, nil
 }
 

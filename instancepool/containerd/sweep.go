@@ -167,7 +167,7 @@ func (r *Runtime) known(id string) bool {
 func (r *Runtime) keep(h *handle) {
 	r.mu.Lock()
 	if r.handles[h.id] == nil && r.ctx.Err() == nil {
-		r.handles[h.id] = h
+		r.handles[h.id], r.at[h.net.host()] = h, h
 		r.logsGrow()
 		r.mu.Unlock()
 		return

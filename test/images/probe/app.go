@@ -64,6 +64,8 @@ func newApp(healthyFrom time.Time) *app {
 		"/stat":      stat,
 		"/write":     write,
 		"/log":       writeLines,
+		"/fetch":     fetch,
+		"/header":    func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.Header.Get(r.FormValue("name"))) },
 		"/fail":      a.health.set(true),
 		"/mend":      a.health.set(false),
 		"/asked":     a.health.count,
@@ -117,6 +119,24 @@ func (a *app) info(w http.ResponseWriter, r *http.Request) {
 		MaxInFlight:   a.maxInFlight.Load(),
 		Proto:         r.Proto,
 	})
+}
+
+// fetch answers "/fetch?url=" with what it gets from there: the status, a space,
+// the body.
+func fetch(w http.ResponseWriter, r *http.Request) {
+	req, err := http.NewRequestWithContext(r.Context(), http.MethodGet, r.FormValue("url"), nil)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadGateway)
+		return
+	}
+	defer func() { _ = resp.Body.Close() }()
+	fmt.Fprint(w, resp.StatusCode, " ")
+	_, _ = io.Copy(w, resp.Body)
 }
 
 // sleep answers "/sleep?ms=" with the ID after that time.

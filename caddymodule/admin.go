@@ -183,8 +183,12 @@ type hostView struct {
 	// that UsedBytes is taken.
 	BudgetBytes int64 `json:"budget_bytes"`
 	UsedBytes   int64 `json:"used_bytes"`
+	// BudgetCPU is how many processors the limits of all instances may add up to, 0
+	// without a bound; UsedCPU is what they do.
+	BudgetCPU float64 `json:"budget_cpu"`
+	UsedCPU   float64 `json:"used_cpu"`
 	// Evictions counts the instances that were stopped because others needed their
-	// memory, Waiting the starts that wait for some.
+	// room, Waiting the starts that wait for some.
 	Evictions int `json:"evictions"`
 	Waiting   int `json:"waiting"`
 }
@@ -195,7 +199,7 @@ func hostViewNow() hostView {
 		return hostView{}
 	}
 	b := e.scaler.Budget()
-	return hostView{BudgetBytes: b.Total, UsedBytes: b.Used, Evictions: b.Evictions, Waiting: b.Waiting}
+	return hostView{BudgetBytes: b.Total, UsedBytes: b.Used, BudgetCPU: b.CPU, UsedCPU: b.UsedCPU, Evictions: b.Evictions, Waiting: b.Waiting}
 }
 
 func problemViews() []problem {

@@ -66,6 +66,10 @@ type App struct {
 	// of what Caddy's own cgroup may have. A start that does not fit stops what has
 	// been idle for longest; if nothing can go it waits.
 	Memory string `json:"memory,omitempty"`
+	// How many processors the limits of all instances together may add up to: a number
+	// such as `6.5`, or a part of those that the host has such as `200%`; a start that
+	// does not fit goes the same way. Default: `off`.
+	CPU string `json:"cpu,omitempty"`
 	// How many instances are kept made but not started of a service that says nothing
 	// of it. Default: `0`.
 	Prepared int `json:"prepared,omitempty"`
@@ -75,16 +79,14 @@ type App struct {
 	// The one namespace that the Knative API has. Default: `default`.
 	Namespace string `json:"namespace,omitempty"`
 
-	ctx    caddy.Context
-	log    *zap.Logger
-	engine *engine
-	key    string
-	domain revisions.Domain
-	// budget is Memory in bytes, or budgetPart of the host's.
-	budget     int64
-	budgetPart float64
-	storage    certmagic.Storage
-	ready      chan struct{} // closed when the services are declared
+	ctx     caddy.Context
+	log     *zap.Logger
+	engine  *engine
+	key     string
+	domain  revisions.Domain
+	limits  scaler.Limits
+	storage certmagic.Storage
+	ready   chan struct{} // closed when the services are declared
 
 	services []*servingv1.Service // made by Start
 
@@ -136,9 +138,13 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if a.domain, err = parseDomain(a.Domain); err != nil {
 		return err
 	}
-	if a.budget, a.budgetPart, err = parseBudget(a.Memory); err != nil {
+	if a.limits.Memory, a.limits.MemoryPart, err = parseBudget(a.Memory); err != nil {
 		return err
 	}
+	if a.limits.CPU, a.limits.CPUPart, err = parseCPUs(a.CPU); err != nil {
+		return err
+	}
+	a.limits.Prepared = a.Prepared
 	if a.Prepared < 0 || a.Prepared > revisions.MaxPrepared {
 		return fmt.Errorf("prepared %d is not from 0 to %d", a.Prepared, revisions.MaxPrepared)
 	}
@@ -199,6 +205,22 @@ func parseBudget(text string) (bytes int64, part float64, err error) {
 		return 0, 0, fmt.Errorf("memory: %w, 75%% or off", err)
 	}
 	return q.Value(), 0, nil
+}
+
+// parseCPUs reads "6.5", "200%" or "off".
+func parseCPUs(text string) (number, part float64, err error) {
+	if text == "" || text == "off" {
+		return 0, 0, nil
+	}
+	of, isPart := strings.CutSuffix(text, "%")
+	n, err := strconv.ParseFloat(of, 64)
+	switch {
+	case err != nil || !(n > 0 && n <= 1e6):
+		return 0, 0, fmt.Errorf("cpu: %q is not a number of processors above 0, such as 6.5, a part such as 200%%, or off", text)
+	case isPart:
+		return 0, n / 100, nil
+	}
+	return n, 0, nil
 }
 
 // parseDomain reads "run.example.com" or "http://localhost:8080".

@@ -37,8 +37,10 @@ func init() {
 //		}
 //		domain       [http://|https://]<host>[:<port>]
 //		services_dir <path>
+//		local_names  true|false
 //		namespace    <name>
 //		memory       <amount>|<percent>%|off
+//		cpu          <number>|<percent>%|off
 //		prepared     <number>
 //		on_exit      keep|stop
 //	}
@@ -93,6 +95,16 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 				return d.ArgErr()
 			}
 			if _, _, err := parseBudget(a.Memory); err != nil {
+				return d.WrapErr(err)
+			}
+		case "cpu":
+			if a.CPU != "" {
+				return d.Err("duplicate option 'cpu'")
+			}
+			if !d.AllArgs(&a.CPU) {
+				return d.ArgErr()
+			}
+			if _, _, err := parseCPUs(a.CPU); err != nil {
 				return d.WrapErr(err)
 			}
 		case "prepared":

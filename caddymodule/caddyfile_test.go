@@ -148,6 +148,8 @@ func TestCaddyfileErrors(t *testing.T) {
 		"global memory":      {"{\n\tfairway {\n\t\tmemory all\n\t}\n}\n", "memory: \"all\" is not an amount such as 1, 500m, 512MiB or 1Gi, 75% or off, at Caddyfile:3"},
 		"global part":        {"{\n\tfairway {\n\t\tmemory 120%\n\t}\n}\n", "\"120%\" is not a part from 0% to 100%, at Caddyfile:3"},
 		"global prepared":    {"{\n\tfairway {\n\t\tprepared -1\n\t}\n}\n", "prepared: '-1' is not a number from 0 to 1000, at Caddyfile:3"},
+		"global cpu":         {"{\n\tfairway {\n\t\tcpu 0%\n\t}\n}\n", "cpu: \"0%\" is not a number of processors above 0"},
+		"global cpu twice":   {"{\n\tfairway {\n\t\tcpu 2\n\t\tcpu off\n\t}\n}\n", "duplicate option 'cpu'"},
 		"global on_exit":     {"{\n\tfairway {\n\t\ton_exit run\n\t}\n}\n", "on_exit is keep or stop, not 'run', at Caddyfile:3"},
 		"unknown runtime":    {"{\n\tfairway {\n\t\truntime podman\n\t}\n}\n", "fairway.runtimes.podman"},
 		"runtime twice":      {"{\n\tfairway {\n\t\truntime fake\n\t\truntime fake\n\t}\n}\n", "duplicate option 'runtime'"},

@@ -123,7 +123,7 @@ func (e *engine) use(a *App) {
 	e.used.Store(true)
 	current.Store(e)
 	e.scaler.Registry().SetDomain(a.domain)
-	e.scaler.Limit(scaler.Limits{Memory: a.budget, MemoryPart: a.budgetPart, Prepared: a.Prepared})
+	e.scaler.Limit(a.limits)
 	e.follow(a.ServicesDir)
 }
 

@@ -40,8 +40,9 @@ var (
 
 // liveCollector reads what runs at the time it is asked.
 type liveCollector struct {
-	instances, inFlight, queued, held      *prometheus.Desc
-	budget, budgetUsed, evictions, pending *prometheus.Desc
+	instances, inFlight, queued, held *prometheus.Desc
+	budget, budgetUsed, cpu, cpuUsed  *prometheus.Desc
+	evictions, pending                *prometheus.Desc
 }
 
 var live = liveCollector{
@@ -56,13 +57,15 @@ var live = liveCollector{
 	budget: prometheus.NewDesc("caddy_fairway_memory_budget_bytes", "What all instances together may hold; 0 without a bound.", nil, nil),
 	budgetUsed: prometheus.NewDesc("caddy_fairway_memory_used_bytes",
 		"What all instances count with: what they hold, or their limit while they start.", nil, nil),
-	evictions: prometheus.NewDesc("caddy_fairway_evictions_total", "Instances stopped because others needed their memory.", nil, nil),
-	pending:   prometheus.NewDesc("caddy_fairway_starts_waiting_for_memory", "Starts that wait for memory.", nil, nil),
+	cpu:       prometheus.NewDesc("caddy_fairway_cpu_budget", "The processors that the limits of all instances may add up to; 0 without a bound.", nil, nil),
+	cpuUsed:   prometheus.NewDesc("caddy_fairway_cpu_used", "The processors that the limits of all instances add up to.", nil, nil),
+	evictions: prometheus.NewDesc("caddy_fairway_evictions_total", "Instances stopped because others needed their room.", nil, nil),
+	pending:   prometheus.NewDesc("caddy_fairway_starts_waiting_for_room", "Starts that wait for memory or CPU.", nil, nil),
 }
 
 // Describe implements prometheus.Collector.
 func (c liveCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.instances, c.inFlight, c.queued, c.held, c.budget, c.budgetUsed, c.evictions, c.pending} {
+	for _, d := range []*prometheus.Desc{c.instances, c.inFlight, c.queued, c.held, c.budget, c.budgetUsed, c.cpu, c.cpuUsed, c.evictions, c.pending} {
 		ch <- d
 	}
 }
@@ -105,6 +108,8 @@ func (c liveCollector) collectBudget(ch chan<- prometheus.Metric) {
 	b := e.scaler.Budget()
 	ch <- prometheus.MustNewConstMetric(c.budget, prometheus.GaugeValue, float64(b.Total))
 	ch <- prometheus.MustNewConstMetric(c.budgetUsed, prometheus.GaugeValue, float64(b.Used))
+	ch <- prometheus.MustNewConstMetric(c.cpu, prometheus.GaugeValue, b.CPU)
+	ch <- prometheus.MustNewConstMetric(c.cpuUsed, prometheus.GaugeValue, b.UsedCPU)
 	ch <- prometheus.MustNewConstMetric(c.evictions, prometheus.CounterValue, float64(b.Evictions))
 	ch <- prometheus.MustNewConstMetric(c.pending, prometheus.GaugeValue, float64(b.Waiting))
 }

@@ -256,7 +256,7 @@ func TestStoppingAFrozenInstance(t *testing.T) {
 		if !ok || id != p.rt.Instances()[0].ID() || time.Since(since) != moment {
 			t.Fatalf("Idle() = %s, %s, %t", id, since, ok)
 		}
-		if !p.Evict(id, "its memory is needed") || p.Evict(id, "again") {
+		if !p.Evict(id, "its room is needed") || p.Evict(id, "again") {
 			t.Fatal("it is evicted once")
 		}
 		synctest.Wait()

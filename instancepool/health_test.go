@@ -495,7 +495,7 @@ func TestAnUnreadyInstanceGoes(t *testing.T) {
 	for name, end := range map[string]func(*testPool){
 		"evicted": func(p *testPool) {
 			id, _, ok := p.Idle()
-			if !ok || !p.Evict(id, "its memory is needed") {
+			if !ok || !p.Evict(id, "its room is needed") {
 				p.t.Error("it is not idle")
 			}
 		},

@@ -3,17 +3,20 @@ package scaler
 import (
 	"context"
 	"fmt"
+	"math"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
 	"github.com/fairway-run/fairway/instancepool"
+	"github.com/fairway-run/fairway/revisions"
 )
 
 const (
 	// budgetPart of the host's memory is for instances.
 	budgetPart = 0.9
-	// roomPatience is how long a start waits for memory.
+	// roomPatience is how long a start waits for room.
 	roomPatience = 10 * time.Second
 	// roomEvery is how often it is looked at whether there is some now: what others
 	// on the host use changes without a word.
@@ -24,31 +27,47 @@ const (
 	capacityFor = 50 * time.Millisecond
 )
 
-// budget shares the host's memory among the instances of all services. An
-// instance counts with its limit until it is known what it holds.
+// budget shares the host's memory, and its CPU if that is bounded, among the
+// instances of all services. An instance counts with its limits; in memory, until
+// it is known what it holds.
 type budget struct {
-	size     func() (instancepool.Capacity, error)
-	makeRoom func() (id string, ok bool) // has something stopped; called without mu
+	size func() (instancepool.Capacity, error)
+	// makeRoom has something stopped, of which memory or also CPU is needed. It is
+	// called without mu.
+	makeRoom func(cpu bool) (id string, ok bool)
 
 	mu      sync.Mutex // guards all below
 	limits  Limits
-	held    map[string]int64
-	used    int64
+	held    map[string]room
+	used    room
 	leaving map[string]bool // asked to stop for the sake of others
-	queue   []*claim        // those who wait for memory, in order
+	queue   []*claim        // those who wait for room, in order
 	changed chan struct{}   // closed, and replaced, when a claim may have become grantable
 	evicted int
 	host    instancepool.Capacity
 	hostAt  time.Time
 }
 
+// room is what instances take: bytes of memory, and thousandths of a processor.
+type room struct{ memory, cpu int64 }
+
+// roomFor is what an instance of a revision may take.
+func roomFor(s *revisions.Spec) room { return room{s.Memory, int64(math.Round(s.CPU * 1000))} }
+
+// endless is as much as anything may take.
+var endless = room{1 << 62, 1 << 62}
+
+func (r room) plus(o room) room  { return room{r.memory + o.memory, r.cpu + o.cpu} }
+func (r room) minus(o room) room { return room{r.memory - o.memory, r.cpu - o.cpu} }
+func (r room) in(o room) bool    { return r.memory <= o.memory && r.cpu <= o.cpu }
+
 type claim struct {
-	id    string
-	bytes int64
+	id   string
+	need room
 }
 
-func newBudget(limits Limits, engine instancepool.Runtime, makeRoom func() (string, bool)) *budget {
-	b := &budget{limits: limits, makeRoom: makeRoom, held: make(map[string]int64), leaving: make(map[string]bool), changed: make(chan struct{})}
+func newBudget(limits Limits, engine instancepool.Runtime, makeRoom func(cpu bool) (string, bool)) *budget {
+	b := &budget{limits: limits, makeRoom: makeRoom, held: make(map[string]room), leaving: make(map[string]bool), changed: make(chan struct{})}
 	if s, ok := engine.(instancepool.Sizer); ok {
 		b.size = s.Capacity
 	}
@@ -56,27 +75,39 @@ func newBudget(limits Limits, engine instancepool.Runtime, makeRoom func() (stri
 }
 
 // roomError says why there is no room.
-type roomError struct{ need, free, total int64 }
+type roomError struct{ need, free, total room }
 
 func (e *roomError) Error() string {
-	return fmt.Sprintf("%v: it may use %s, %s of %s are free, and nothing idle can go",
-		instancepool.ErrNoRoom, inMiB(e.need), inMiB(e.free), inMiB(e.total))
+	need, free, total := inMiB(e.need.memory), inMiB(e.free.memory), inMiB(e.total.memory)
+	if e.need.memory <= e.free.memory {
+		need, free, total = inCPUs(e.need.cpu), inCPUs(e.free.cpu), inCPUs(e.total.cpu)
+	}
+	return fmt.Sprintf("%v: it may use %s, %s of %s are free, and nothing idle can go", instancepool.ErrNoRoom, need, free, total)
 }
 
 func (e *roomError) Unwrap() error { return instancepool.ErrNoRoom }
 
 func inMiB(n int64) string { return fmt.Sprintf("%d MiB", max(0, n)>>20) }
 
+func inCPUs(n int64) string {
+	return strconv.FormatFloat(float64(max(0, n))/1000, 'f', -1, 64) + " CPUs"
+}
+
 // total is what all instances may hold; 0 means any amount. The caller holds mu.
-func (b *budget) total() int64 {
-	if b.limits.Memory != 0 {
-		return max(b.limits.Memory, 0)
+func (b *budget) total() room {
+	cpu := b.limits.CPU
+	if part := b.limits.CPUPart; part > 0 {
+		cpu = part * b.capacity().CPU
 	}
-	part := b.limits.MemoryPart
-	if part == 0 {
-		part = budgetPart
+	total := room{max(b.limits.Memory, 0), int64(math.Round(cpu * 1000))}
+	if b.limits.Memory == 0 {
+		part := b.limits.MemoryPart
+		if part == 0 {
+			part = budgetPart
+		}
+		total.memory = int64(part * float64(b.capacity().Memory))
 	}
-	return int64(part * float64(b.capacity().Memory))
+	return total
 }
 
 func (b *budget) setLimits(l Limits) {
@@ -97,26 +128,29 @@ func (b *budget) capacity() instancepool.Capacity {
 	return b.host
 }
 
-// free is how much memory a start may have now. The caller holds mu.
-func (b *budget) free() (free, total int64) {
-	total = b.total()
-	if total == 0 {
-		return 1 << 62, 0
+// free is how much a start may have now. The caller holds mu.
+func (b *budget) free() (free, total room) {
+	free, total = endless, b.total()
+	if total.cpu > 0 {
+		free.cpu = total.cpu - b.used.cpu
 	}
-	free = total - b.used
+	if total.memory == 0 {
+		return free, total
+	}
+	free.memory = total.memory - b.used.memory
 	// What is promised to instances that start is not used yet, so what the host has
 	// left may be less than it seems; that is what the budget is for. But others use
 	// the host's memory too, of which the budget knows nothing.
 	if host := b.capacity(); host.Available > 0 && b.limits.Memory == 0 {
-		free = min(free, host.Available)
+		free.memory = min(free.memory, host.Available)
 	}
 	return free, total
 }
 
-// take returns when there is memory for an instance, or with a *roomError. What can
+// take returns when there is room for an instance, or with a *roomError. What can
 // go is stopped for it.
-func (b *budget) take(ctx context.Context, id string, bytes int64) error {
-	c := &claim{id, bytes}
+func (b *budget) take(ctx context.Context, id string, need room) error {
+	c := &claim{id, need}
 	b.mu.Lock()
 	b.queue = append(b.queue, c)
 	b.mu.Unlock()
@@ -140,7 +174,7 @@ func (b *budget) take(ctx context.Context, id string, bytes int64) error {
 			b.mu.Lock()
 			defer b.mu.Unlock()
 			free, total := b.free()
-			return &roomError{bytes, free, total}
+			return &roomError{need, free, total}
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
@@ -158,22 +192,22 @@ func (b *budget) try(c *claim) (granted bool, changed <-chan struct{}, err error
 	}
 	for {
 		free, total := b.free()
-		free += b.held[c.id] // it may have been prepared
-		if total > 0 && c.bytes > total {
-			return false, nil, &roomError{c.bytes, free, total}
+		free = free.plus(b.held[c.id]) // it may have been prepared
+		if total.memory > 0 && c.need.memory > total.memory || total.cpu > 0 && c.need.cpu > total.cpu {
+			return false, nil, &roomError{c.need, free, total}
 		}
-		if c.bytes <= free {
-			b.hold(c.id, c.bytes)
+		if c.need.in(free) {
+			b.hold(c.id, c.need)
 			return true, nil, nil
 		}
 		for id := range b.leaving {
-			free += b.held[id]
+			free = free.plus(b.held[id])
 		}
-		if c.bytes <= free {
+		if c.need.in(free) {
 			return false, changed, nil // it will do when they are gone
 		}
 		b.mu.Unlock()
-		id, ok := b.makeRoom()
+		id, ok := b.makeRoom(c.need.cpu > free.cpu)
 		b.mu.Lock()
 		if !ok {
 			return false, changed, nil
@@ -203,25 +237,25 @@ func (b *budget) tell() {
 func (b *budget) spare(id string) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if free, _ := b.free(); len(b.queue) > 0 || free < preparedMemory {
+	if free, _ := b.free(); len(b.queue) > 0 || free.memory < preparedMemory {
 		return false
 	}
-	b.hold(id, preparedMemory)
+	b.hold(id, room{memory: preparedMemory})
 	return true
 }
 
 // hold notes what an instance counts with. The caller holds mu.
-func (b *budget) hold(id string, bytes int64) {
-	b.used += bytes - b.held[id]
-	b.held[id] = bytes
+func (b *budget) hold(id string, r room) {
+	b.used = b.used.plus(r).minus(b.held[id])
+	b.held[id] = r
 }
 
-// set notes what an instance was found to hold.
-func (b *budget) set(id string, bytes int64) {
+// set notes what memory an instance was found to hold.
+func (b *budget) set(id string, memory int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if _, ok := b.held[id]; ok {
-		b.hold(id, bytes)
+	if r, ok := b.held[id]; ok {
+		b.hold(id, room{memory, r.cpu})
 		b.tell()
 	}
 }
@@ -230,14 +264,15 @@ func (b *budget) set(id string, bytes int64) {
 func (b *budget) drop(id string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.used -= b.held[id]
+	b.used = b.used.minus(b.held[id])
 	delete(b.held, id)
 	delete(b.leaving, id)
 	b.tell()
 }
 
-// follow notes what becomes of instances. limit is that of their revision.
-func (b *budget) follow(e instancepool.Event, limit int64) {
+// follow notes what becomes of instances. limit is what one of their revision may
+// take.
+func (b *budget) follow(e instancepool.Event, limit room) {
 	switch {
 	case e.State == instancepool.Starting && e.Adopted: // it is there, whatever it needs
 		b.mu.Lock()
@@ -248,19 +283,26 @@ func (b *budget) follow(e instancepool.Event, limit int64) {
 	}
 }
 
-// BudgetStatus is how the host's memory is used.
+// BudgetStatus is how the host is used.
 type BudgetStatus struct {
 	// Total is what all instances may hold, in bytes, 0 without a bound; Used is what
 	// they count with.
 	Total, Used int64
+	// CPU is how many processors the limits of all instances may add up to, 0 without
+	// a bound; UsedCPU is what they do.
+	CPU, UsedCPU float64
 	// Evictions counts the instances that were stopped for the sake of others.
 	Evictions int
-	// Waiting counts the starts that wait for memory.
+	// Waiting counts the starts that wait for room.
 	Waiting int
 }
 
 func (b *budget) status() BudgetStatus {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return BudgetStatus{Total: b.total(), Used: b.used, Evictions: b.evicted, Waiting: len(b.queue)}
+	total := b.total()
+	return BudgetStatus{
+		Total: total.memory, Used: b.used.memory, CPU: float64(total.cpu) / 1000, UsedCPU: float64(b.used.cpu) / 1000,
+		Evictions: b.evicted, Waiting: len(b.queue),
+	}
 }

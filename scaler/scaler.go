@@ -118,6 +118,10 @@ type Limits struct {
 	// nine tenths unless it says otherwise.
 	Memory     int64
 	MemoryPart float64
+	// CPU is how many processors the limits of all instances together may add up to,
+	// CPUPart the same as a part of those that the host has: 2 is twice as many.
+	// Default: any number.
+	CPU, CPUPart float64
 	// Prepared is how many instances are prepared of a revision that says nothing
 	// of it. Default: none.
 	Prepared int
@@ -598,12 +602,12 @@ func (s *Scaler) newPool(v *service, rev *revisions.Revision, observe func(insta
 			if err := s.resolve(ctx, rev); err != nil {
 				return err
 			}
-			return s.budget.take(ctx, id, spec.Memory)
+			return s.budget.take(ctx, id, roomFor(spec))
 		},
 		Start:  s.startInstance,
 		Decide: func(sn instancepool.Snapshot) instancepool.Decision { return decide(sn, spec, s.opts.StartLimit) },
 		Observe: func(e instancepool.Event) {
-			s.budget.follow(e, spec.Memory)
+			s.budget.follow(e, roomFor(spec))
 			observe(e)
 		},
 		Probe:     s.opts.Probe,

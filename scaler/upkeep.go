@@ -98,13 +98,16 @@ func (s *Scaler) pools(f func(*instancepool.Pool) bool) {
 	s.services.Range(func(_, v any) bool { return each(v.(*service)) })
 }
 
-// makeRoom gives up what costs least: an instance that is only prepared, or else
-// the one, of all services, that has been idle for longest.
-func (s *Scaler) makeRoom() (id string, ok bool) {
-	s.pools(func(p *instancepool.Pool) bool {
-		id, ok = p.GiveUp()
-		return !ok
-	})
+// makeRoom gives up what costs least: an instance that is only prepared, unless
+// CPU is needed, of which that has none; or else the one, of all services, that has
+// been idle for longest.
+func (s *Scaler) makeRoom(cpu bool) (id string, ok bool) {
+	if !cpu {
+		s.pools(func(p *instancepool.Pool) bool {
+			id, ok = p.GiveUp()
+			return !ok
+		})
+	}
 	if ok {
 		return id, true
 	}
@@ -120,7 +123,7 @@ func (s *Scaler) makeRoom() (id string, ok bool) {
 		if of == nil {
 			return "", false
 		}
-		if of.Evict(id, "its memory is needed") {
+		if of.Evict(id, "its room is needed") {
 			return id, true
 		}
 		// A request has come to it meanwhile.

@@ -83,6 +83,37 @@ func TestThereIsNoRoom(t *testing.T) {
 	})
 }
 
+// The CPU can be bounded too: then the limits of all may not add up to more. What
+// is only prepared has none to give.
+func TestThereIsNoCPU(t *testing.T) {
+	bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
+		rt.Size(instancepool.Capacity{Memory: 100 * limit, CPU: 1})
+		h := bootOn(t, rt, 100*limit)
+		h.Limit(Limits{Memory: 100 * limit, CPUPart: 2})
+		h.declare(1, svc(t, "old", "run.fairway/prepared=1"), svc(t, "new"), svc(t, "more"))
+		h.need("old").Release()
+		time.Sleep(time.Minute) // another is prepared
+		h.need("new").Release()
+		time.Sleep(time.Second)
+		more := h.need("more") // for which old goes
+		synctest.Wait()
+		equal(t, "running", h.running(), map[string]int{"new-00001": 1, "more-00001": 1})
+		equal(t, "evictions", h.Budget().Evictions, 1)
+		equal(t, "budget", h.Budget().CPU, 2)
+		equal(t, "used", h.Budget().UsedCPU, 2)
+
+		h.Limit(Limits{Memory: 100 * limit, CPU: 0.5})
+		if _, err := h.Acquire(t.Context(), "old"); !errors.Is(err, instancepool.ErrNoRoom) || !strings.Contains(err.Error(), "it may use 1 CPUs, 0 CPUs of 0.5 CPUs are free") {
+			t.Fatalf("got %v", err)
+		}
+		more.Release()
+		h.Limit(Limits{Memory: 100 * limit})
+		time.Sleep(time.Minute)
+		h.need("old").Release()
+		equal(t, "budget", h.Budget().CPU, 0)
+	})
+}
+
 func TestAnInstanceTooLargeForTheHost(t *testing.T) {
 	bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
 		h := bootOn(t, rt, limit-1)

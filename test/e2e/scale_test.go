@@ -171,12 +171,12 @@ func TestMemoryBudget(t *testing.T) {
 	h.settled("two", "ready")
 	h.settled("three", "ready")
 	stopped := h.loggedOf("one", "instance stopped")
-	if len(stopped) != 1 || stopped[0].text("reason") != "its memory is needed" {
+	if len(stopped) != 1 || stopped[0].text("reason") != "its room is needed" {
 		t.Errorf("the log says of the first one: %v", stopped)
 	}
 	metrics := h.metrics()
 	for series, want := range map[string]float64{
-		"caddy_fairway_evictions_total": 1, "caddy_fairway_memory_budget_bytes": 300 << 20, "caddy_fairway_starts_waiting_for_memory": 0,
+		"caddy_fairway_evictions_total": 1, "caddy_fairway_memory_budget_bytes": 300 << 20, "caddy_fairway_starts_waiting_for_room": 0,
 	} {
 		if got, ok := metrics[series]; !ok || got != want {
 			t.Errorf("metric %s is %v (%t); want %v", series, got, ok, want)

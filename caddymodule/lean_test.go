@@ -461,6 +461,9 @@ func FuzzPathsAreAlike(f *testing.F) {
 		if strings.HasPrefix(reply, unasked[:len("HTTP/1.1 101")]) {
 			t.Skip("see TestAnUnaskedSwitchIsAnError")
 		}
+		if strings.Contains(strings.ToLower(request), "expect") {
+			t.Skip("its body follows after a second, in the midst of the next request: see TestPathsAreAlike")
+		}
 		r.compare(t, request, reply, 200*time.Millisecond)
 	})
 }

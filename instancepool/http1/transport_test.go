@@ -741,6 +741,32 @@ func TestABodyThatFails(t *testing.T) {
 	}
 }
 
+// Whoever waits for the answer is told of the body, however long its end takes.
+func TestABodyThatFailsAndLingers(t *testing.T) {
+	_, tr := newBackend(t, func(_ int64, c *serverConn) {
+		c.head()
+		_, _ = io.Copy(io.Discard, c.br)
+	})
+	broken := errors.New("broken")
+	body := &lingeringBody{failingReader{broken}, make(chan struct{})}
+	defer close(body.released)
+	_, err := roundTrip(t, tr, "POST", body, func(r *http.Request) { r.ContentLength = MaxBuffered + 1 })
+	if !errors.Is(err, broken) {
+		t.Error(err)
+	}
+}
+
+// lingeringBody fails, and closes when it is released.
+type lingeringBody struct {
+	failingReader
+	released chan struct{}
+}
+
+func (b *lingeringBody) Close() error {
+	<-b.released
+	return nil
+}
+
 type failingReader struct{ err error }
 
 func (r *failingReader) Read([]byte) (int, error) { return 0, r.err }

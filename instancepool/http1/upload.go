@@ -73,13 +73,14 @@ func (u *upload) failure() error {
 }
 
 func (u *upload) run() {
-	defer close(u.done)
 	defer u.body.Close()
-	if !u.wanted() {
+	if u.wanted() {
+		u.err = u.send()
+	} else {
 		u.err = errUnsent
-		return
 	}
-	if u.err = u.send(); u.failed != nil {
+	close(u.done) // before the abort: who is woken by that asks why
+	if u.failed != nil {
 		u.c.abort() // no answer can come to half a request
 	}
 }

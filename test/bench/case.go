@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"runtime"
 	"time"
+
+	"github.com/fairway-run/fairway/test/chart"
 )
 
 const (
@@ -184,10 +186,34 @@ func draw(dir string, runs []*caseRun) error {
 	for _, r := range runs {
 		file := filepath.Join(dir, fmt.Sprintf("case-concurrency-%d.svg", r.concurrency))
 		title := fmt.Sprintf("Concurrency %d", r.concurrency)
-		if err := os.WriteFile(file, chart(title, r.samples, fastest, float64(highest)), 0o644); err != nil {
+		if err := os.WriteFile(file, caseChart(title, r.samples, fastest, float64(highest)), 0o644); err != nil {
 			return err
 		}
 		fmt.Println("drawn:", file)
 	}
 	return nil
+}
+
+// caseChart draws samples as Google's page about concurrency does: the requests over
+// time as a green line on top, the instances as a blue line below. The scales end
+// at the given numbers.
+func caseChart(title string, samples []sample, fastest, highest float64) []byte {
+	line := func(color string, width int, value func(sample) float64) chart.Line {
+		l := chart.Line{Color: color, Width: width}
+		for _, s := range samples {
+			l.Points = append(l.Points, chart.Point{At: s.at, Value: value(s)})
+		}
+		return l
+	}
+	instances := func(color string, width int, f func(sample) int) chart.Line {
+		return line(color, width, func(s sample) float64 { return float64(f(s)) })
+	}
+	unfrozen := instances("#1a73e8", 1, awake)
+	unfrozen.Dashed = true
+	return chart.SVG(title, samples[len(samples)-1].at,
+		chart.Plot{Name: "requests per second", Highest: fastest, Lines: []chart.Line{line("#1e8e3e", 2, func(s sample) float64 { return s.rate })}},
+		chart.Plot{
+			Name:    "instances (dashed: those that are not frozen; pale: and those that are being started)",
+			Highest: highest, Lines: []chart.Line{instances("#aecbfa", 1, wanted), instances("#1a73e8", 2, started), unfrozen},
+		})
 }

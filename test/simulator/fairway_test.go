@@ -2,7 +2,10 @@ package simulator
 
 import (
 	"context"
+	"flag"
 	"maps"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -17,6 +20,7 @@ import (
 	"github.com/fairway-run/fairway/instancepool/pooltest"
 	"github.com/fairway-run/fairway/revisions"
 	"github.com/fairway-run/fairway/scaler"
+	"github.com/fairway-run/fairway/test/chart"
 )
 
 // What a freeze and a thaw take.
@@ -173,6 +177,9 @@ type quiet struct{}
 func (quiet) Instance(instancepool.Event)   {}
 func (quiet) Revision(scaler.RevisionEvent) {}
 
+// charts is where to draw a chart of each trace; empty: none are.
+var charts = flag.String("charts", "", "a `directory` to draw charts of the traces in")
+
 func TestAgainstKnative(t *testing.T) {
 	var rows []row
 	var ours, theirs result
@@ -186,6 +193,12 @@ func TestAgainstKnative(t *testing.T) {
 		theirs.add(result{waits: k.waits, existing: k.existing, unfrozen: k.unfrozen, starts: k.starts})
 		if ratio := ratio(f.unfrozen, c.unfrozen); tr.steady && ratio > 1.3 {
 			t.Errorf("%s: unfrozen instance-seconds are %.2f of the clairvoyant bound, want 1.3 at most", tr.name, ratio)
+		}
+		if *charts != "" {
+			file := filepath.Join(*charts, strings.ReplaceAll(tr.name, " ", "-")+".svg")
+			if err := os.WriteFile(file, drawn(tr.name, f, k), 0o644); err != nil { //nolint:gosec // for all to see
+				t.Error(err)
+			}
 		}
 		if f.rejected > 0 {
 			t.Errorf("%s: %d requests were rejected", tr.name, f.rejected)
@@ -201,6 +214,36 @@ func TestAgainstKnative(t *testing.T) {
 	if our, their := ours.wait(0.99), theirs.wait(0.99); our > their {
 		t.Errorf("the 99th percentile of the waits is %s, KPA's %s", our, their)
 	}
+}
+
+// chartPoints is how many points a chart's line has at most.
+const chartPoints = 600
+
+// drawn is a chart of what Fairway and Knative make of a trace.
+func drawn(title string, ours, theirs result) []byte {
+	line := func(r result, color string, value func(sample) int) chart.Line {
+		l := chart.Line{Color: color, Width: 1}
+		// A point is the most of its time: there is no room for each second.
+		each := 1 + len(r.samples)/chartPoints
+		for i := 0; i < len(r.samples); i += each {
+			most := 0
+			for _, s := range r.samples[i:min(i+each, len(r.samples))] {
+				most = max(most, value(s))
+			}
+			l.Points = append(l.Points, chart.Point{At: time.Duration(i+1) * time.Second, Value: float64(most)})
+		}
+		return l
+	}
+	plot := func(name string, value func(sample) int) chart.Plot {
+		return chart.Plot{Name: name, Lines: []chart.Line{
+			line(theirs, "#d93025", value), line(ours, "#1a73e8", value),
+		}}
+	}
+	end := time.Duration(max(len(ours.samples), len(theirs.samples))) * time.Second
+	return chart.SVG(title+" (blue: Fairway, red: Knative)", end,
+		chart.Plot{Name: "requests in instances", Lines: []chart.Line{line(ours, "#1e8e3e", func(s sample) int { return s.requests })}},
+		plot("instances", func(s sample) int { return s.existing }),
+		plot("instances that are not frozen", func(s sample) int { return s.unfrozen }))
 }
 
 func ratio(a, b time.Duration) float64 { return float64(a) / float64(b) }

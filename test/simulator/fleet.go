@@ -43,7 +43,24 @@ func newFleet(of service) *fleet {
 			f.hand()
 		})
 	}
+	f.after(time.Second, f.sample)
 	return f
+}
+
+// sample notes once a second what there is.
+func (f *fleet) sample() {
+	var s sample
+	for _, i := range f.all {
+		s.requests += i.inFlight
+		s.existing++
+		if !i.frozen {
+			s.unfrozen++
+		}
+	}
+	f.result.samples = append(f.result.samples, s)
+	if f.left > 0 || len(f.all) > 0 {
+		f.after(time.Second, f.sample)
+	}
 }
 
 // first takes the first that is free, which keeps the others idle.

@@ -17,7 +17,7 @@ type result struct {
 	existing time.Duration // of all instances, from the begin of their starts
 	unfrozen time.Duration // the same of the time that they had the CPU
 	most     int           // instances at a time, as far as was sampled
-	samples  []sample      // by second; only where a chart is wanted
+	samples  []sample      // by second
 }
 
 // sample is a moment of a trace.

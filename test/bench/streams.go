@@ -28,10 +28,8 @@ const (
 // through Fairway with those through Caddy's own reverse_proxy to the same
 // instance, and the memory that idle WebSockets hold.
 func streams(ctx context.Context, s *settings, h *host) (err error) {
-	// Each socket takes two descriptors of Caddy, which inherits the limit.
-	limit := uint64(4*s.sockets + 4096)
-	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: limit, Max: limit}); err != nil {
-		return fmt.Errorf("raising the limit of open files: %w", err)
+	if s.sockets, err = bounded(s.sockets); err != nil {
+		return err
 	}
 	var g goals
 	if err := talk(ctx, s, h, &g); err != nil {
@@ -41,6 +39,32 @@ func streams(ctx context.Context, s *settings, h *host) (err error) {
 		return err
 	}
 	return g.err()
+}
+
+// ownFiles are the descriptors that Caddy has besides those of requests, at most.
+const ownFiles = 200
+
+// bounded is how many sockets there can be, up to a number. Each takes two
+// descriptors of Caddy, which inherits the limit that is raised here.
+func bounded(sockets int) (int, error) {
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return 0, fmt.Errorf("reading the limit of open files: %w", err)
+	}
+	want := uint64(2*sockets + ownFiles)
+	if want <= limit.Cur {
+		return sockets, nil
+	}
+	if syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: want, Max: max(want, limit.Max)}) == nil {
+		return sockets, nil
+	}
+	limit.Cur = limit.Max // more is not allowed, not even to root
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return 0, fmt.Errorf("raising the limit of open files: %w", err)
+	}
+	sockets = (int(limit.Max) - ownFiles) / 2
+	fmt.Printf("%d open files are allowed here: %d idle WebSockets\n", limit.Max, sockets)
+	return sockets, nil
 }
 
 // talk measures messages.

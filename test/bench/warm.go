@@ -125,16 +125,15 @@ func warmGoals(all []*measured) error {
 
 // importNginx makes an image of Debian's nginx.
 func (h *host) importNginx(ctx context.Context) error {
-	binary, files, err := images.Debian(ctx, "nginx", "usr/sbin/nginx")
-	if err != nil {
-		return err
-	}
-	files["/etc/nginx/nginx.conf"] = []byte(nginxConfig)
-	files["/etc/passwd"] = []byte("root:x:0:0::/:\nnobody:x:65534:65534::/:\n")
-	files["/etc/group"] = []byte("root:x:0:\nnogroup:x:65534:\n")
-	files["/srv/index.html"] = []byte("<!doctype html><title>Hello</title><p>" + strings.Repeat("Hello from nginx. ", 30) + "</p>\n")
-	files["/var/log/nginx/.keep"], files["/var/lib/nginx/.keep"] = nil, nil
-	archive, err := images.Build(ctx, images.Options{Name: nginxImage, Binary: binary, Path: "/usr/sbin/nginx", Entrypoint: []string{"/usr/sbin/nginx", "-c", "/etc/nginx/nginx.conf"}, Files: files})
+	archive, err := images.Build(ctx, images.Options{
+		Name: nginxImage, Debian: []string{"nginx"}, Entrypoint: []string{"nginx", "-c", "/etc/nginx/bench.conf"},
+		Files: map[string][]byte{
+			"/etc/nginx/bench.conf": []byte(nginxConfig),
+			"/etc/passwd":           []byte("root:x:0:0::/:\nnobody:x:65534:65534::/:\n"),
+			"/etc/group":            []byte("root:x:0:\nnogroup:x:65534:\n"),
+			"/srv/index.html":       []byte("<!doctype html><title>Hello</title><p>" + strings.Repeat("Hello from nginx. ", 30) + "</p>\n"),
+		},
+	})
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 // Package images builds the images that tests and the example run: OCI archives
-// made of one static Go program, without a registry, a daemon or root. Equal
-// input gives an equal digest, so nothing is built or imported twice.
+// made of one static Go program, or of Debian's packages, without a registry, a
+// daemon or root. Equal input gives an equal digest, so nothing is built or imported
+// twice.
 package images
 
 import (
@@ -28,8 +29,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Options say what an image is made of. Only Name and Package, or Binary, are
-// required.
+// Options say what an image is made of. Only Name and Package, or Binary, or Debian
+// and Entrypoint are required.
 type Options struct {
 	// Name is the full reference that containerd stores the image under, such
 	// as "localhost/fairway/hello:1".
@@ -39,6 +40,9 @@ type Options struct {
 	Package string
 	// Binary is the file of a program that is built already, in place of Package.
 	Binary string
+	// Debian holds names of Debian packages that are in the image, with all that they
+	// depend on; see debian. The program may be one of theirs.
+	Debian []string
 	// Path is where the program is in the image. Default: /app.
 	Path string
 	// Entrypoint defaults to the program alone.
@@ -53,6 +57,8 @@ type Options struct {
 	WorkingDir string
 	// ExposedPorts holds entries such as "8080/tcp".
 	ExposedPorts []string
+	// StopSignal is the signal that asks the program to end, such as SIGQUIT.
+	StopSignal string
 	// Labels are the image's labels.
 	Labels map[string]string
 	// Files are put into the image besides the program, by absolute path. Those that
@@ -73,8 +79,9 @@ func Build(ctx context.Context, opts Options) (archivePath string, err error) {
 // BuildDigest is Build; it also returns the digest of the image's manifest,
 // which containerd shows for an imported image.
 func BuildDigest(ctx context.Context, opts Options) (archivePath string, dgst digest.Digest, err error) {
-	if opts.Name == "" || (opts.Package == "") == (opts.Binary == "") {
-		return "", "", errors.New("building image: name and either package or binary are required")
+	given := opts.Package != "" || opts.Binary != ""
+	if opts.Name == "" || opts.Package != "" && opts.Binary != "" || !given && (len(opts.Debian) == 0 || len(opts.Entrypoint) == 0) {
+		return "", "", errors.New("building image: name and either package or binary, or Debian packages and an entrypoint, are required")
 	}
 	opts.Path = path.Clean("/" + cmp.Or(opts.Path, "app"))
 	dir, err := cacheDir()
@@ -87,17 +94,11 @@ func BuildDigest(ctx context.Context, opts Options) (archivePath string, dgst di
 		return "", "", fmt.Errorf("building image %s: %w", opts.Name, err)
 	}
 	defer unlock()
-	binary := opts.Binary
-	if binary == "" {
-		if binary, err = compile(ctx, opts.Package, dir); err != nil {
-			return "", "", fmt.Errorf("building image %s: %w", opts.Name, err)
-		}
-	}
-	program, err := os.ReadFile(binary)
+	layers, err := layers(ctx, opts, dir)
 	if err != nil {
-		return "", "", fmt.Errorf("building image %s: reading the program: %w", opts.Name, err)
+		return "", "", fmt.Errorf("building image %s: %w", opts.Name, err)
 	}
-	archivePath, dgst, err = assemble(program, opts, dir)
+	archivePath, dgst, err = assemble(layers, opts, dir)
 	if err != nil {
 		return "", "", fmt.Errorf("building image %s: %w", opts.Name, err)
 	}
@@ -171,16 +172,44 @@ func newJSONBlob(mediaType string, v any) (blob, error) {
 	return newBlob(mediaType, data), nil
 }
 
-// assemble makes layer, config, manifest and index, and writes the archive
-// unless the cache has it.
-func assemble(program []byte, opts Options, dir string) (string, digest.Digest, error) {
-	rootfs, err := layer(program, opts)
-	if err != nil {
-		return "", "", err
+// layers makes what the image's file system consists of, from the bottom up. They
+// are not compressed: the archive never travels, and their digests are the diff IDs.
+func layers(ctx context.Context, opts Options, dir string) (all []blob, err error) {
+	if len(opts.Debian) > 0 {
+		packages, err := debian(ctx, opts.Debian, dir)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, newBlob(ocispec.MediaTypeImageLayer, packages))
 	}
-	// Not compressed: the archive never travels, and its digest is the diff ID.
-	layerBlob := newBlob(ocispec.MediaTypeImageLayer, rootfs)
-	configBlob, err := newJSONBlob(ocispec.MediaTypeImageConfig, config(opts, layerBlob.desc.Digest))
+	binary := opts.Binary
+	if opts.Package != "" {
+		if binary, err = compile(ctx, opts.Package, dir); err != nil {
+			return nil, err
+		}
+	}
+	var program []byte
+	if binary != "" {
+		if program, err = os.ReadFile(binary); err != nil {
+			return nil, fmt.Errorf("reading the program: %w", err)
+		}
+	}
+	own, err := layer(program, opts)
+	if err != nil {
+		return nil, err
+	}
+	return append(all, newBlob(ocispec.MediaTypeImageLayer, own)), nil
+}
+
+// assemble makes config, manifest and index, and writes the archive unless the cache
+// has it.
+func assemble(layers []blob, opts Options, dir string) (string, digest.Digest, error) {
+	var descriptors []ocispec.Descriptor
+	var diffIDs []digest.Digest
+	for _, layer := range layers {
+		descriptors, diffIDs = append(descriptors, layer.desc), append(diffIDs, layer.desc.Digest)
+	}
+	configBlob, err := newJSONBlob(ocispec.MediaTypeImageConfig, config(opts, diffIDs))
 	if err != nil {
 		return "", "", err
 	}
@@ -188,7 +217,7 @@ func assemble(program []byte, opts Options, dir string) (string, digest.Digest, 
 		Versioned: specs.Versioned{SchemaVersion: 2},
 		MediaType: ocispec.MediaTypeImageManifest,
 		Config:    configBlob.desc,
-		Layers:    []ocispec.Descriptor{layerBlob.desc},
+		Layers:    descriptors,
 	})
 	if err != nil {
 		return "", "", err
@@ -212,7 +241,7 @@ func assemble(program []byte, opts Options, dir string) (string, digest.Digest, 
 	if _, err := os.Stat(archive); err == nil {
 		return archive, manifest.desc.Digest, nil
 	}
-	if err := writeArchive(archive, index.data, layerBlob, configBlob, manifest); err != nil {
+	if err := writeArchive(archive, index.data, append(layers, configBlob, manifest)); err != nil {
 		return "", "", err
 	}
 	return archive, manifest.desc.Digest, nil
@@ -226,10 +255,14 @@ func tag(name string) string {
 
 // config is the image's configuration. It has no creation time, for equal
 // digests.
-func config(opts Options, diffID digest.Digest) ocispec.Image {
+func config(opts Options, diffIDs []digest.Digest) ocispec.Image {
 	entrypoint := opts.Entrypoint
 	if len(entrypoint) == 0 {
 		entrypoint = []string{opts.Path}
+	}
+	search := "/"
+	if len(opts.Debian) > 0 {
+		search = "/usr/sbin:/usr/bin"
 	}
 	ports := make(map[string]struct{}, len(opts.ExposedPorts))
 	for _, port := range opts.ExposedPorts {
@@ -240,18 +273,20 @@ func config(opts Options, diffID digest.Digest) ocispec.Image {
 		Config: ocispec.ImageConfig{
 			Entrypoint:   entrypoint,
 			Cmd:          opts.Cmd,
-			Env:          append([]string{"PATH=/"}, opts.Env...),
+			Env:          append([]string{"PATH=" + search}, opts.Env...),
 			User:         opts.User,
 			WorkingDir:   opts.WorkingDir,
 			ExposedPorts: ports,
+			StopSignal:   opts.StopSignal,
 			Labels:       opts.Labels,
 		},
-		RootFS: ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{diffID}},
+		RootFS: ocispec.RootFS{Type: "layers", DiffIDs: diffIDs},
 	}
 }
 
-// layer is the root file system: the program, the files with the directories
-// above them, and a /tmp for programs that are not root.
+// layer is the root file system, or what it has besides packages: the program, if
+// there is one, the files with the directories above them, and a /tmp for programs
+// that are not root.
 func layer(program []byte, opts Options) ([]byte, error) {
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
@@ -272,11 +307,13 @@ func layer(program []byte, opts Options) ([]byte, error) {
 			return nil, fmt.Errorf("writing /tmp: %w", err)
 		}
 	}
-	if err := mkdir(path.Dir(opts.Path), 0o755); err != nil {
-		return nil, fmt.Errorf("writing the directory of %s: %w", opts.Path, err)
-	}
-	if err := writeFile(w, opts.Path[1:], 0o755, program); err != nil {
-		return nil, err
+	if program != nil {
+		if err := mkdir(path.Dir(opts.Path), 0o755); err != nil {
+			return nil, fmt.Errorf("writing the directory of %s: %w", opts.Path, err)
+		}
+		if err := writeFile(w, opts.Path[1:], 0o755, program); err != nil {
+			return nil, err
+		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(opts.Files)) {
 		clean := path.Clean("/" + name)
@@ -297,10 +334,22 @@ func layer(program []byte, opts Options) ([]byte, error) {
 	return buf.Bytes(), nil
 }
 
-// writeArchive writes an OCI image layout as a tar file. It appears under its
-// name when it is complete.
-func writeArchive(archive string, index []byte, blobs ...blob) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(archive), "archive-*")
+// writeArchive writes an OCI image layout as a tar file.
+func writeArchive(archive string, index []byte, blobs []blob) error {
+	return write(archive, func(f *os.File) error { return writeLayout(f, index, blobs) })
+}
+
+// keep puts data into a file of the cache.
+func keep(file string, data []byte) error {
+	return write(file, func(f *os.File) error {
+		_, err := f.Write(data)
+		return err
+	})
+}
+
+// write makes a file of the cache, which appears under its name when it is complete.
+func write(file string, content func(*os.File) error) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(file), "archive-*")
 	if err != nil {
 		return fmt.Errorf("creating the archive: %w", err)
 	}
@@ -309,11 +358,10 @@ func writeArchive(archive string, index []byte, blobs ...blob) (err error) {
 			_ = os.Remove(f.Name())
 		}
 	}()
-	err = errors.Join(writeLayout(f, index, blobs), f.Close())
-	if err != nil {
+	if err := errors.Join(content(f), f.Close()); err != nil {
 		return fmt.Errorf("writing the archive: %w", err)
 	}
-	if err := os.Rename(f.Name(), archive); err != nil {
+	if err := os.Rename(f.Name(), file); err != nil {
 		return fmt.Errorf("writing the archive: %w", err)
 	}
 	return nil

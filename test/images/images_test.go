@@ -23,6 +23,7 @@ func TestBuild(t *testing.T) {
 		Env:          []string{"GREETING=hi"},
 		User:         "65532:65532",
 		ExposedPorts: []string{"8080/tcp"},
+		StopSignal:   "SIGQUIT",
 		Labels:       map[string]string{"a": "b"},
 		Files:        map[string][]byte{"/etc/deep/er/file": []byte("content")},
 	}
@@ -51,7 +52,7 @@ func TestBuild(t *testing.T) {
 	unmarshal(t, get(t, layout, manifest.Config), &image)
 	wantConfig := ocispec.ImageConfig{
 		Entrypoint: []string{"/app"}, Cmd: opts.Cmd, Env: []string{"PATH=/", "GREETING=hi"}, User: opts.User,
-		ExposedPorts: map[string]struct{}{"8080/tcp": {}}, Labels: opts.Labels,
+		ExposedPorts: map[string]struct{}{"8080/tcp": {}}, StopSignal: "SIGQUIT", Labels: opts.Labels,
 	}
 	if diff := cmp.Diff(wantConfig, image.Config); diff != "" {
 		t.Errorf("config (-want +got):\n%s", diff)
@@ -82,6 +83,7 @@ func TestBuildFails(t *testing.T) {
 		{Name: "a:1", Package: "./none"},
 		{Name: "a:1", Binary: "./none"},
 		{Name: "a:1", Package: "./hello", Binary: "/bin/true"},
+		{Name: "a:1", Debian: []string{"nginx"}},
 	} {
 		if _, err := Build(t.Context(), opts); err == nil {
 			t.Errorf("%+v: no error", opts)

@@ -70,9 +70,10 @@ type Handle interface {
 	Exited() <-chan struct{}
 	// Exit tells how it ended; it is the zero value until Exited is closed.
 	Exit() Exit
-	// Stop asks the process to end (SIGTERM), ends it (SIGKILL) after grace, and
-	// removes all that the instance had. It is idempotent; a later call waits
-	// for, or repeats, what an earlier one could not finish.
+	// Stop asks the process to end (SIGTERM, or the signal that its image names),
+	// ends it (SIGKILL) after grace, and removes all that the instance had. It is
+	// idempotent; a later call waits for, or repeats, what an earlier one could not
+	// finish.
 	Stop(ctx context.Context, grace time.Duration) error
 	// LogTail returns at most n bytes of what the instance wrote last, in whole
 	// lines.

@@ -172,16 +172,16 @@ func (h *handle) release(err error) {
 // nothing to frozen ones.
 func (h *handle) endAll(ctx context.Context, grace time.Duration) error {
 	for _, step := range []struct {
-		signal syscall.Signal
-		wait   time.Duration
-	}{{syscall.SIGTERM, grace}, {syscall.SIGKILL, killTimeout}} {
+		politely bool
+		wait     time.Duration
+	}{{true, grace}, {false, killTimeout}} {
 		if err := h.thaw(ctx); err != nil {
 			return err
 		}
 		for _, p := range h.processes {
-			signal := step.signal
-			if h.unstarted(p.id) {
-				signal = syscall.SIGKILL
+			signal := syscall.SIGKILL
+			if step.politely && !h.unstarted(p.id) {
+				signal = p.stop
 			}
 			if err := p.signal(signal); err != nil {
 				return err

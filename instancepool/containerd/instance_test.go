@@ -244,6 +244,40 @@ func TestExit(t *testing.T) {
 	})
 }
 
+// TestStopSignal stops an app by the signal that its image names, also when another
+// process has started it.
+func TestStopSignal(t *testing.T) {
+	f := newFixture(t)
+	first := f.open()
+	own := func(signal string) func(*corev1.Container) {
+		name := "localhost/fairway/" + strings.ToLower(signal) + ":1"
+		f.image(name, images.Options{StopSignal: signal})
+		return func(c *corev1.Container) { c.Image = name }
+	}
+	rev := f.revision(first, own("SIGQUIT"))
+	const ended = 2 // as Go's programs do
+	h := f.serve(first, rev)
+	f.check(h.Stop(t.Context(), patience))
+	if h.Exit().Code != ended {
+		t.Errorf("exit: %+v; want %d", h.Exit(), ended)
+	}
+	f.serve(first, rev)
+	f.check(first.Close())
+	second := f.open()
+	all, err := second.List(t.Context())
+	f.check(err)
+	if len(all) != 1 {
+		t.Fatalf("adopted: %v", all)
+	}
+	f.check(all[0].Stop(t.Context(), patience))
+	if got := all[0].Exit(); got.Code != ended {
+		t.Errorf("adopted, exit: %+v; want %d", got, ended)
+	}
+	if err := f.fails(second, f.revision(second, own("SIGNONE"))); !errors.Is(err, instancepool.ErrImage) || !strings.Contains(err.Error(), "stop signal") || !strings.Contains(err.Error(), "SIGNONE") {
+		t.Errorf("a signal that does not exist: %v", err)
+	}
+}
+
 // TestStop stops apps that take their time.
 func TestStop(t *testing.T) {
 	f := newFixture(t)

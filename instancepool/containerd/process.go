@@ -15,6 +15,7 @@ import (
 	client "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/moby/sys/signal"
 	"golang.org/x/sys/unix"
 
 	"github.com/fairway-run/fairway/instancepool"
@@ -29,6 +30,7 @@ type process struct {
 	log       string
 	container client.Container
 	task      client.Task
+	stop      syscall.Signal // asks it to end
 
 	pidfd    *os.File        // closed when the process has ended, or by forget
 	conn     syscall.RawConn // to pidfd
@@ -37,8 +39,15 @@ type process struct {
 	exit     instancepool.Exit // written before exited is closed
 }
 
-func (r *Runtime) newProcess(container client.Container, task client.Task, log string) *process {
-	return &process{r: r, id: container.ID(), log: log, container: container, task: task, exited: make(chan struct{})}
+// newProcess returns the process of a container. stop is the signal that its image
+// wants it to be asked to end by.
+func (r *Runtime) newProcess(container client.Container, task client.Task, log, stop string) *process {
+	p := &process{r: r, id: container.ID(), log: log, container: container, task: task, exited: make(chan struct{})}
+	var err error
+	if p.stop, err = signal.ParseSignal(stop); err != nil {
+		p.stop = syscall.SIGTERM // an older Fairway has made it, which did not note it
+	}
+	return p
 }
 
 func (p *process) pid() int { return int(p.task.Pid()) }

@@ -36,6 +36,7 @@ const (
 type specBase struct {
 	image  client.Image
 	parent string // the snapshot of the image's file system
+	stop   string // the signal that the image wants its process to be asked to end by
 
 	mu   sync.Mutex // guards json
 	json []byte

@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
+	"github.com/moby/sys/signal"
 	"github.com/opencontainers/image-spec/identity"
 	"go.uber.org/zap"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -288,6 +289,7 @@ func (s *start) create(ctx context.Context, m *member, net attachment) error {
 		m.base.snapshot(r.opts.Snapshotter, id),
 		client.WithContainerLabels(labels(rev, map[string]string{
 			labelContainer: m.c.Name, labelNetwork: net.ID, labelAddress: net.Address, labelLog: m.log,
+			client.StopSignalLabel: m.base.stop,
 		})),
 		client.WithNewSpec(m.base.spec(rev, m.c, m.inst)),
 	}
@@ -336,7 +338,7 @@ func (s *start) task(ctx context.Context, m *member) (*process, error) {
 	if m.task, err = m.container.NewTask(rpc, cio.LogFile(m.log)); err != nil {
 		return nil, fmt.Errorf("creating the process: %w", m.inst.withoutValues(m.c, err))
 	}
-	return s.r.newProcess(m.container, m.task, m.log), nil
+	return s.r.newProcess(m.container, m.task, m.log, m.base.stop), nil
 }
 
 // snapshot returns an option that gives an instance its file system. It is what
@@ -374,13 +376,20 @@ func (r *Runtime) base(ctx context.Context, c *client.Client, rev *revisions.Rev
 	if err != nil {
 		return nil, fmt.Errorf("reading image %s: %w", img.Name(), explain(ctx, err))
 	}
+	stop, err := client.GetOCIStopSignal(rpc, img, "SIGTERM")
+	if err != nil {
+		return nil, fmt.Errorf("reading image %s: %w", img.Name(), explain(ctx, err))
+	}
+	if _, err := signal.ParseSignal(stop); err != nil {
+		return nil, unusable("reading the stop signal of", img.Name(), err)
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if base = r.specs[key]; base == nil {
 		if len(r.specs) >= specsKept { // of revisions long gone, most of them
 			clear(r.specs)
 		}
-		base = &specBase{image: img, parent: identity.ChainID(layers).String()}
+		base = &specBase{image: img, parent: identity.ChainID(layers).String(), stop: stop}
 		r.specs[key] = base
 	}
 	return base, nil

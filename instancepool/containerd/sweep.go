@@ -237,7 +237,7 @@ func (r *Runtime) loadProcess(ctx context.Context, container client.Container) (
 	if status.Status != client.Running && status.Status != client.Paused {
 		return nil, nil
 	}
-	return r.newProcess(container, task, info.Labels[labelLog]), nil
+	return r.newProcess(container, task, info.Labels[labelLog], info.Labels[client.StopSignalLabel]), nil
 }
 
 // networkOf returns the network of an instance whose containers have been listed.

@@ -173,6 +173,7 @@ func checkFiles(t *testing.T, c *client, service string) {
 	if resp.StatusCode != http.StatusOK || len(whole) != 1<<20 || resp.ContentLength != 1<<20 {
 		t.Fatalf("%d, %d bytes of %d", resp.StatusCode, len(whole), resp.ContentLength)
 	}
+	tag := resp.Header.Get("ETag")
 	resp, got := c.exchange(t, http.MethodHead, service, "/file", nil, asIs)
 	if resp.StatusCode != http.StatusOK || got != "" || resp.ContentLength != 1<<20 || resp.Header.Get("Accept-Ranges") != "bytes" {
 		t.Errorf("HEAD: %d, %d bytes, %v", resp.StatusCode, len(got), resp.Header)
@@ -191,7 +192,7 @@ func checkFiles(t *testing.T, c *client, service string) {
 	if resp, _ := c.exchange(t, http.MethodGet, service, "/file", nil, part("2000000-")); resp.StatusCode != http.StatusRequestedRangeNotSatisfiable {
 		t.Errorf("a part that is not there: %d", resp.StatusCode)
 	}
-	if resp, _ := c.exchange(t, http.MethodGet, service, "/file", nil, func(r *http.Request) { r.Header.Set("If-None-Match", `"one"`) }); resp.StatusCode != http.StatusNotModified {
+	if resp, _ := c.exchange(t, http.MethodGet, service, "/file", nil, func(r *http.Request) { r.Header.Set("If-None-Match", tag) }); resp.StatusCode != http.StatusNotModified {
 		t.Errorf("the same as before: %d", resp.StatusCode)
 	}
 }
@@ -297,23 +298,26 @@ func (h *host) mostMemory() int64 {
 	return 0
 }
 
-// TestGRPC makes calls of every kind, from zero and warm.
+// TestGRPC makes calls of every kind, from zero and warm, to Go's HTTP server and to
+// grpc-go's own.
 func TestGRPC(t *testing.T) {
 	h := newProtocolHost(t)
 	kinds := map[string]func(context.Context, *testing.T, grpc_testing.TestServiceClient){
 		"unary": checkUnary, "client": checkClientStream, "server": checkServerStream, "both": checkBothStreams, "failure": checkFailure,
 	}
 	var site strings.Builder
-	for kind := range kinds {
-		site.WriteString(h.service(kind, "port h2c 8080", "concurrency 10"))
+	checks := make(map[string]func(context.Context, *testing.T, grpc_testing.TestServiceClient))
+	for kind, check := range kinds {
+		for server, own := range map[string]string{"http": "0", "own": "1"} {
+			service := kind + "-" + server
+			checks[service] = check
+			site.WriteString(h.service(service, "port h2c 8080", "concurrency 10", "env GRPC "+own))
+		}
 	}
 	h.start(h.everywhere(site.String()))
-	for kind, check := range kinds {
-		h.run(kind, func(t *testing.T) {
-			conn, err := grpc.NewClient("passthrough:///"+h.tls, grpc.WithAuthority(kind+".test"),
-				grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{RootCAs: h.roots, ServerName: kind + ".test"})))
-			h.check(err)
-			defer func() { _ = conn.Close() }()
+	for service, check := range checks {
+		h.run(service, func(t *testing.T) {
+			conn := h.dialGRPC(service)
 			ctx, cancel := context.WithTimeout(t.Context(), 3*patience)
 			defer cancel()
 			check(ctx, t, grpc_testing.NewTestServiceClient(conn))
@@ -322,9 +326,19 @@ func TestGRPC(t *testing.T) {
 				wg.Go(func() { check(ctx, t, grpc_testing.NewTestServiceClient(conn)) })
 			}
 			wg.Wait()
-			h.awaitInFlight(kind, 0)
+			h.awaitInFlight(service, 0)
 		})
 	}
+}
+
+// dialGRPC makes a client of a service.
+func (h *protocolHost) dialGRPC(service string) *grpc.ClientConn {
+	h.t.Helper()
+	conn, err := grpc.NewClient("passthrough:///"+h.tls, grpc.WithAuthority(service+".test"),
+		grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{RootCAs: h.roots, ServerName: service + ".test"})))
+	h.check(err)
+	h.t.Cleanup(func() { _ = conn.Close() })
+	return conn
 }
 
 const (

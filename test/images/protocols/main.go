@@ -2,7 +2,8 @@
 // HTTP/2 without TLS, gRPC and WebSockets on one port, each doing what a test can
 // check to the last byte.
 //
-// Environment: LINGER=1 (go on after SIGTERM, until killed).
+// Environment: LINGER=1 (go on after SIGTERM, until killed), GRPC=1 (gRPC alone, by
+// grpc-go's own server), LIMIT (with it, how many calls may be in flight at once).
 package main
 
 import (
@@ -31,6 +32,9 @@ func main() {
 func run() error {
 	term, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
+	if os.Getenv("GRPC") == "1" {
+		return serveGRPC(term)
+	}
 	rpc := grpc.NewServer()
 	grpc_testing.RegisterTestServiceServer(rpc, testService{})
 	app := newApp(term)

@@ -1,9 +1,16 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"net"
+	"os"
+	"strconv"
+	"sync/atomic"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -18,6 +25,40 @@ const (
 	headerKey  = "x-grpc-test-echo-initial"
 	trailerKey = "x-grpc-test-echo-trailing-bin"
 )
+
+// serveGRPC serves until SIGTERM, then lets calls in flight end.
+func serveGRPC(term context.Context) error {
+	listener, err := net.Listen("tcp", ":"+cmp.Or(os.Getenv("PORT"), "8080"))
+	if err != nil {
+		return fmt.Errorf("listening: %w", err)
+	}
+	server := grpc.NewServer(limited(os.Getenv("LIMIT")))
+	grpc_testing.RegisterTestServiceServer(server, testService{})
+	failed := make(chan error, 1)
+	go func() { failed <- server.Serve(listener) }()
+	fmt.Println("protocols: listening on", listener.Addr())
+	select {
+	case err := <-failed:
+		return fmt.Errorf("serving: %w", err)
+	case <-term.Done():
+	}
+	server.GracefulStop()
+	fmt.Println("protocols: ended")
+	return nil
+}
+
+// limited refuses streams when more than limit are open.
+func limited(limit string) grpc.ServerOption {
+	var open atomic.Int64
+	return grpc.StreamInterceptor(func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
+		defer open.Add(-1)
+		n := open.Add(1)
+		if most, err := strconv.ParseInt(limit, 10, 64); err == nil && n > most {
+			return status.Errorf(codes.ResourceExhausted, "%d calls are in flight, not %d", n, most)
+		}
+		return handle(srv, stream)
+	})
+}
 
 // testService is gRPC's service for interoperability tests, as far as it is used.
 type testService struct {
@@ -67,6 +108,7 @@ func (testService) StreamingInputCall(stream grpc.ClientStreamingServer[grpc_tes
 
 func (testService) StreamingOutputCall(in *grpc_testing.StreamingOutputCallRequest, stream grpc.ServerStreamingServer[grpc_testing.StreamingOutputCallResponse]) error {
 	for _, want := range in.GetResponseParameters() {
+		time.Sleep(time.Duration(want.GetIntervalUs()) * time.Microsecond)
 		payload := &grpc_testing.Payload{Body: make([]byte, want.GetSize())}
 		if err := stream.Send(&grpc_testing.StreamingOutputCallResponse{Payload: payload}); err != nil {
 			return err

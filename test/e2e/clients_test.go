@@ -110,11 +110,7 @@ func newProtocolHost(t *testing.T, opts ...option) *protocolHost {
 // program imports the image of one of the programs in test/images.
 func (h *host) program(name string) {
 	h.t.Helper()
-	archive, err := images.Build(context.Background(), images.Options{
-		Name: "localhost/fairway/" + name + ":1", Package: "../images/" + name, User: "65532:65532",
-	})
-	h.check(err)
-	h.check(h.daemon.Import(context.Background(), archive, h.namespace))
+	h.build(images.Options{Name: "localhost/fairway/" + name + ":1", Package: "../images/" + name, User: "65532:65532"})
 }
 
 // certify makes a certificate for the services, signed by itself.

@@ -257,12 +257,18 @@ func (h *host) image(tag int) string {
 	if _, err := h.containerd.ImageService().Get(h.ctx(), name); err == nil {
 		return name
 	}
-	archive, err := images.Build(context.Background(), images.Options{
+	h.build(images.Options{
 		Name: name, Package: "../images/probe", User: "65532:65532", Labels: map[string]string{"tag": strconv.Itoa(tag)},
 	})
+	return name
+}
+
+// build makes an image and imports it.
+func (h *host) build(o images.Options) {
+	h.t.Helper()
+	archive, err := images.Build(context.Background(), o)
 	h.check(err)
 	h.check(h.daemon.Import(context.Background(), archive, h.namespace))
-	return name
 }
 
 // service is the directive that declares and serves a service of the probe

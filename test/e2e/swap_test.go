@@ -41,6 +41,20 @@ type load struct {
 
 // steadily begins to load a service from so many clients, until end is called.
 func (h *host) steadily(service string, clients int) *load {
+	return h.steadilyBy(clients, func(client, n int) (got response, says string) {
+		// Some are in flight when the revisions change.
+		if n%4 == client%4 {
+			got = h.getFrom(context.Background(), service, "/sleep?ms=60")
+			return got, got.header.Get("X-Revision")
+		}
+		got = h.getFrom(context.Background(), service, "/env?name=K_REVISION")
+		return got, got.body
+	})
+}
+
+// steadilyBy is steadily with requests that ask sends. It also returns the revision
+// that the app says it is.
+func (h *host) steadilyBy(clients int, ask func(client, n int) (got response, says string)) *load {
 	ctx, cancel := context.WithCancel(context.Background())
 	l := &load{answered: make(map[string]int)}
 	var wg sync.WaitGroup
@@ -53,17 +67,12 @@ func (h *host) steadily(service string, clients int) *load {
 		wg.Go(func() {
 			last := 0
 			for n := 0; ctx.Err() == nil; n++ {
-				// Some are in flight when the revisions change.
-				path := "/env?name=K_REVISION"
-				if n%4 == client%4 {
-					path = "/sleep?ms=60"
-				}
-				got := h.getFrom(context.Background(), service, path)
+				got, says := ask(client, n)
 				if errors.Is(got.err, syscall.ECONNRESET) || errors.Is(got.err, io.EOF) {
 					// Each config of Caddy has a listening socket of its own: when an old
 					// one is closed, the kernel resets what nobody has accepted yet.
 					l.resets.Add(1)
-					got = h.getFrom(context.Background(), service, path)
+					got, says = ask(client, n)
 				}
 				l.count.Add(1)
 				revision := got.header.Get("X-Revision")
@@ -72,8 +81,8 @@ func (h *host) steadily(service string, clients int) *load {
 				switch gen := generation(revision); {
 				case got.status != http.StatusOK:
 					l.problems = append(l.problems, fmt.Sprintf("client %d, request %d: %s", client, n, got))
-				case strings.HasPrefix(path, "/env") && got.body != revision:
-					l.problems = append(l.problems, fmt.Sprintf("client %d, request %d: Fairway says %s, the app %s", client, n, revision, got.body))
+				case says != revision:
+					l.problems = append(l.problems, fmt.Sprintf("client %d, request %d: Fairway says %s, the app %s", client, n, revision, says))
 				case gen < last:
 					l.problems = append(l.problems, fmt.Sprintf("client %d, request %d: %s after %d", client, n, revision, last))
 				default:

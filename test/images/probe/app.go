@@ -223,8 +223,9 @@ func upload(w http.ResponseWriter, r *http.Request) {
 }
 
 // echo answers "/ws?close_after_ms=" as a WebSocket that sends back every
-// message, until the client or the time ends it.
+// message, until the client or the time ends it. The handshake says whose it is.
 func echo(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Probe-Revision", os.Getenv("K_REVISION"))
 	conn, err := websocket.Accept(w, r, &websocket.AcceptOptions{InsecureSkipVerify: true})
 	if err != nil {
 		return

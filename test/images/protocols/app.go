@@ -50,8 +50,11 @@ func newApp(term context.Context) *app {
 
 // socket answers "/ws" as a WebSocket that sends back every message. With
 // "?flood=" it sends messages of up to that size as fast as they are taken, with
-// "?polite=1" it closes itself on SIGTERM.
+// "?polite=1" it closes itself on SIGTERM, with "?ms=" it takes so long to open.
 func (a *app) socket(w http.ResponseWriter, r *http.Request) {
+	if ms, err := strconv.Atoi(r.FormValue("ms")); err == nil {
+		time.Sleep(time.Duration(ms) * time.Millisecond)
+	}
 	conn, err := websocket.Accept(w, r, &websocket.AcceptOptions{InsecureSkipVerify: true})
 	if err != nil {
 		return

@@ -20,6 +20,9 @@ var (
 	// ErrAsleep means that no instance is awake and has a slot at once, and that the
 	// request must not change that.
 	ErrAsleep = errors.New("no instance is awake")
+	// ErrStarting means that an instance is being started, and that the request would
+	// rather come back than wait for it.
+	ErrStarting = errors.New("an instance is starting")
 	// ErrTimeout means that the request's time was over before its turn came, or
 	// before its response began.
 	ErrTimeout = errors.New("the request has timed out")
@@ -27,6 +30,9 @@ var (
 	// taken its place, or its service is gone. Nothing was sent.
 	ErrDraining = errors.New("the revision takes no new requests")
 )
+
+// errFetching is ErrStarting while the start waits for an image.
+var errFetching = fmt.Errorf("%w: its image is being fetched", ErrStarting)
 
 // pendingError is ErrNoInstance with how long that was, and why there are no
 // more.

@@ -99,7 +99,7 @@ func (p *Pool) tooLong(i *Instance, idle time.Duration) (stop bool, reason strin
 		return true, "there may be fewer"
 	case i.state == Unready:
 		return idle >= p.spec.IdleTimeout && there+p.starting > max(s.Min, s.Floor), "idle, and not ready"
-	case p.ready+p.starting <= max(s.Min, s.Floor):
+	case p.ready+p.starting <= p.kept(s):
 		return false, ""
 	case !i.due.IsZero():
 		return time.Until(i.due) <= 0, "the request that was expected has not come"
@@ -117,6 +117,16 @@ func (p *Pool) tooLong(i *Instance, idle time.Duration) (stop bool, reason strin
 	return false, ""
 }
 
+// kept is how many instances are not stopped for being idle, nor for the sake of
+// others. The caller holds mu.
+func (p *Pool) kept(s Snapshot) int {
+	n := max(s.Min, s.Floor)
+	if n == 0 && time.Now().Before(p.promised) {
+		return 1
+	}
+	return n
+}
+
 // lookAt is after how long i, idle for so long, has to be looked at again. The
 // caller holds mu.
 func (p *Pool) lookAt(i *Instance, idle time.Duration) time.Duration {
@@ -128,6 +138,9 @@ func (p *Pool) lookAt(i *Instance, idle time.Duration) time.Duration {
 	}
 	if !i.due.IsZero() {
 		return max(time.Until(i.due), time.Millisecond)
+	}
+	if kept := time.Until(p.promised); kept > 0 && idle >= p.spec.IdleTimeout {
+		return kept
 	}
 	sooner(keepLeast)
 	if idle >= keepLeast {
@@ -227,7 +240,7 @@ func (p *Pool) Idle() (id string, since time.Time, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s := p.snapshot()
-	spare := p.ready + p.starting - max(s.Min, s.Floor)
+	spare := p.ready + p.starting - p.kept(s)
 	if p.detached || spare+p.unready <= 0 {
 		return "", time.Time{}, false
 	}

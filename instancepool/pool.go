@@ -172,6 +172,7 @@ type Pool struct {
 	asked     time.Time   // when a decision was last made without a queue
 	again     *time.Timer // to the next decision
 	restedAt  time.Time   // since when there is no request; zero while there is
+	promised  time.Time   // until when an instance is kept for who comes back, see leaveStarting
 	due       *time.Timer // to the start for a request that is expected
 	cpu       float64     // see Snapshot.CPU
 	cpuAt     time.Time   // when that was measured
@@ -234,6 +235,14 @@ func (p *Pool) Acquire(ctx context.Context) (*Lease, error) {
 // that ID, if it is there and has a free slot, and whose time has begun to count
 // when it arrived; zero means now.
 func (p *Pool) AcquireOn(ctx context.Context, instance string, arrived time.Time) (*Lease, error) {
+	return p.AcquireBriefly(ctx, instance, arrived, 0)
+}
+
+// AcquireBriefly is AcquireOn for a request that would rather come back than wait
+// for longer than that for an instance that is started for it: then it gets
+// ErrStarting. It waits like any other while an instance is ready, and after a
+// start has failed, until it is known how that ends. brief 0 means like AcquireOn.
+func (p *Pool) AcquireBriefly(ctx context.Context, instance string, arrived time.Time, brief time.Duration) (*Lease, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
@@ -242,7 +251,7 @@ func (p *Pool) AcquireOn(ctx context.Context, instance string, arrived time.Time
 		arrived = now
 	}
 	for {
-		g, err := p.slot(ctx, now, arrived, instance)
+		g, err := p.slot(ctx, now, arrived, instance, brief)
 		if err != nil {
 			return nil, err
 		}
@@ -282,8 +291,8 @@ func (p *Pool) AcquireAwake() (*Lease, error) {
 }
 
 // slot returns when a slot of an instance is taken for a request that asks for one
-// since then, and whose time counts since it arrived.
-func (p *Pool) slot(ctx context.Context, since, arrived time.Time, instance string) (grant, error) {
+// since then, and whose time counts since it arrived; brief is AcquireBriefly's.
+func (p *Pool) slot(ctx context.Context, since, arrived time.Time, instance string, brief time.Duration) (grant, error) {
 	p.mu.Lock()
 	if p.phase != open {
 		p.mu.Unlock()
@@ -310,18 +319,33 @@ func (p *Pool) slot(ctx context.Context, since, arrived time.Time, instance stri
 	patience, late := p.patience(arrived)
 	p.mu.Unlock()
 
-	timeout := time.NewTimer(patience)
+	wait := patience
+	if brief > 0 {
+		wait = min(brief, patience)
+	}
+	timeout := time.NewTimer(wait)
 	defer timeout.Stop()
-	select {
-	case g := <-w.settled:
-		g.waited = true
-		return g, g.err
-	case <-ctx.Done():
-		p.leave(w)
-		return grant{}, context.Cause(ctx)
-	case <-timeout.C:
-		p.leave(w)
-		return grant{}, late
+	for {
+		select {
+		case g := <-w.settled:
+			g.waited = true
+			return g, g.err
+		case <-ctx.Done():
+			p.leave(w)
+			return grant{}, context.Cause(ctx)
+		case <-timeout.C:
+		}
+		if brief > 0 {
+			if err := p.leaveStarting(w); err != nil {
+				return grant{}, err
+			}
+		}
+		if wait == patience {
+			p.leave(w)
+			return grant{}, late
+		}
+		timeout.Reset(patience - wait)
+		wait = patience
 	}
 }
 
@@ -367,6 +391,27 @@ func (p *Pool) leave(w *waiter) {
 	if g := <-w.settled; g.err == nil {
 		p.release(g.instance)
 	}
+}
+
+// leaveStarting takes a waiter out of the queue whose request would rather come back
+// than wait for a start, if that is what it waits for. The start goes on, and what
+// it makes is kept until the request can have come back. Once a start has failed
+// nobody is sent away any more: who comes back after the failure would be in time
+// for the next start, and might never hear of it.
+func (p *Pool) leaveStarting(w *waiter) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !w.queued || p.phase != open || p.ready > 0 || p.starting == 0 || p.failure != nil {
+		return nil
+	}
+	now := time.Now()
+	p.load.advance(now, p.inFlight, p.waiters.length)
+	p.waiters.remove(w)
+	p.promised = now.Add(keepLeast)
+	if !p.rev.Pinned() {
+		return errFetching
+	}
+	return ErrStarting
 }
 
 // refusal says why a request may not even wait. The caller holds mu.

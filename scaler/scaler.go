@@ -67,6 +67,9 @@ type Request struct {
 	NoWake bool
 	// Inside is set when an instance on this host sends it.
 	Inside bool
+	// Brief is how long it waits for an instance that is started for it before it gets
+	// instancepool.ErrStarting, and is to come back. 0: for as long as any other.
+	Brief time.Duration
 	// Arrived is when its time has begun to count. Default: now.
 	Arrived time.Time
 }
@@ -516,7 +519,7 @@ func (s *Scaler) lookup(name string) *service {
 // Acquire returns a lease on an instance of the revision that the request is
 // routed to, waiting for it as long as ctx lets it. Errors: ErrUnknownService,
 // ErrUnknownTag, ErrRemoved, ErrNotReady, instancepool.ErrQueueFull,
-// *instancepool.StartError, or the cause of ctx's end.
+// instancepool.ErrStarting, *instancepool.StartError, or the cause of ctx's end.
 func (s *Scaler) Acquire(ctx context.Context, r Request) (*instancepool.Lease, error) {
 	for tried := false; ; {
 		svc := s.lookup(r.Service)
@@ -559,7 +562,7 @@ func (s *Scaler) Acquire(ctx context.Context, r Request) (*instancepool.Lease, e
 		if r.NoWake {
 			return pool.AcquireAwake()
 		}
-		lease, err := pool.AcquireOn(ctx, r.Instance, r.Arrived)
+		lease, err := pool.AcquireBriefly(ctx, r.Instance, r.Arrived, r.Brief)
 		if err == nil {
 			return lease, nil
 		}

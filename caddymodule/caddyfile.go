@@ -216,6 +216,9 @@ var reserved = []string{
 //		liveness_probe  … # like startup_probe
 //		readiness_probe … # the same, and success_threshold <number>
 //		no_wake       <matcher> [<status>]
+//		waiting_page  [<file>] {
+//			after <duration>
+//		}
 //		# any option of reverse_proxy but those that choose and check upstreams
 //	}
 //
@@ -237,9 +240,12 @@ func parseHandler(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 	p := serviceParser{Dispenser: h.Dispenser, seen: make(map[string]bool)}
 	for nesting := h.Nesting(); h.NextBlock(nesting); {
 		var err error
-		if h.Val() == "no_wake" {
+		switch h.Val() {
+		case "no_wake":
 			err = handler.parseNoWake(h)
-		} else {
+		case "waiting_page":
+			err = handler.parseWaitingPage(h)
+		default:
 			err = p.option()
 		}
 		if err != nil {

@@ -70,6 +70,10 @@ type Handler struct {
 	// `503`.
 	NoWakeStatus int `json:"no_wake_status,omitempty"`
 
+	// A page for browsers while an instance starts. Requests of others, and those that
+	// no browser shows as a page, wait. Default: browsers wait too.
+	WaitingPage *WaitingPage `json:"waiting_page,omitempty"`
+
 	noWake caddyhttp.MatcherSets
 	app    *App
 	log    *zap.Logger
@@ -103,6 +107,11 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	}
 	if err := h.provisionNoWake(ctx); err != nil {
 		return err
+	}
+	if h.WaitingPage != nil {
+		if err := h.WaitingPage.provision(); err != nil {
+			return err
+		}
 	}
 	return h.provisionProxy(ctx)
 }
@@ -168,10 +177,14 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if want.NoWake, err = h.wakesNothing(r); err != nil {
 		return err
 	}
+	want.Brief = h.brief(r)
 	for attempt := 1; ; attempt++ {
 		lease, err := h.app.acquire(r.Context(), want)
 		if errors.Is(err, instancepool.ErrAsleep) {
 			return h.letSleep(w, r, want.Service)
+		}
+		if errors.Is(err, instancepool.ErrStarting) {
+			return h.showWaiting(w, r, want.Service, err)
 		}
 		if err != nil {
 			return h.refuse(w, r, want.Service, err)

@@ -11,7 +11,7 @@ import (
 type requestBody struct {
 	io.Reader // the proxy's
 
-	client io.Closer // the server's
+	client io.Closer // the server's; nil if it is not to be closed
 	asked  bool      // the client has asked whether it is wanted (RFC 9110: Expect)
 	read   atomic.Bool
 }
@@ -19,14 +19,21 @@ type requestBody struct {
 // bodyOf replaces the body of r where there is something to be minded about it;
 // else it returns nil. client is the body as the server has it.
 func bodyOf(r *http.Request, client io.Closer, h2c bool) *requestBody {
-	if r.Header["Upgrade"] != nil {
-		return nil // what comes after it is not the request's body, but may be client all the same
-	}
-	asked := r.ProtoMajor == 1 && r.Header.Get("Expect") != ""
-	if r.Body == nil || r.Body == http.NoBody || !asked && !h2c {
+	if r.Body == nil || r.Body == http.NoBody {
 		return nil
 	}
-	b := &requestBody{Reader: r.Body, client: client, asked: asked}
+	b := &requestBody{Reader: r.Body}
+	switch {
+	case r.ProtoMajor == 1:
+		// A body that was closed early is for net/http one that was read, once Caddy has
+		// wrapped it: what is left of it would be taken for the connection's next request.
+		// So the server closes it itself, when the request is over.
+		b.asked = r.Header.Get("Expect") != ""
+	case h2c && r.Header["Upgrade"] == nil: // what comes after that is not the request's body, but may be client all the same
+		b.client = client
+	default:
+		return nil
+	}
 	r.Body = b
 	return b
 }
@@ -36,9 +43,10 @@ func (b *requestBody) Read(p []byte) (int, error) {
 	return b.Reader.Read(p)
 }
 
-// Close ends Read. A body of which nothing was read is left for another instance.
+// Close ends Read, of a body that may be closed. One of which nothing was read is left
+// for another instance.
 func (b *requestBody) Close() error {
-	if !b.read.Load() {
+	if b.client == nil || !b.read.Load() {
 		return nil
 	}
 	return b.client.Close()

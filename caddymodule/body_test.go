@@ -3,6 +3,7 @@ package caddymodule
 import (
 	"bufio"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"strings"
@@ -11,6 +12,64 @@ import (
 
 	"github.com/fairway-run/fairway/revisions"
 )
+
+// TestTheRestOfABodyIsNoRequest sends bodies that look like requests to an app that
+// answers before it has read them.
+func TestTheRestOfABodyIsNoRequest(t *testing.T) {
+	const size = 3 << 20
+	for name, options := range map[string]string{"http1": "", "h2c": "port h2c 8080"} {
+		t.Run(name, func(t *testing.T) {
+			h := startHost(t, "fairway hello {\n image app:1\n"+options+"\n}", func(string, *revisions.Revision) http.Handler {
+				return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					if r.Method != http.MethodPost && r.URL.Path != "/next" {
+						t.Errorf("%s %s: nobody has asked for that", r.Method, r.URL)
+					}
+					_, _ = r.Body.Read(make([]byte, 1000))
+				})
+			})
+			next := "GET /smuggled HTTP/1.1\r\nHost: 127.0.0.1:" + h.port + "\r\n\r\n"
+			body := strings.Repeat(next, size/len(next))
+			for n := range 20 {
+				fields := fmt.Sprintf("Content-Length: %d", len(body))
+				sent := body
+				switch n % 4 {
+				case 1, 3:
+					fields, sent = "Transfer-Encoding: chunked", fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(body), body)
+				case 2:
+					fields += "\r\nConnection: Upgrade\r\nUpgrade: other"
+				}
+				conn, err := net.Dial("tcp", "127.0.0.1:"+h.port)
+				if err != nil {
+					t.Fatal(err)
+				}
+				_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+				writing := make(chan struct{})
+				go func() {
+					defer close(writing)
+					_, _ = fmt.Fprintf(conn, "POST / HTTP/1.1\r\nHost: 127.0.0.1:%s\r\n%s\r\n\r\n%s", h.port, fields, sent)
+				}()
+				answers := bufio.NewReader(conn)
+				resp, err := http.ReadResponse(answers, nil)
+				if err != nil {
+					t.Fatalf("%s: %v", fields, err)
+				}
+				_, _ = io.Copy(io.Discard, resp.Body)
+				if !resp.Close { // all of it has been read after all
+					<-writing
+					fmt.Fprintf(conn, "GET /next HTTP/1.1\r\nHost: 127.0.0.1:%s\r\nConnection: close\r\n\r\n", h.port)
+					if resp, err = http.ReadResponse(answers, nil); err != nil || resp.StatusCode != http.StatusOK || !resp.Close {
+						t.Errorf("%s: what is asked next: %+v, %v", fields, resp, err)
+					}
+				}
+				if again, err := http.ReadResponse(answers, nil); err == nil {
+					t.Errorf("%s: one more answer than was asked for: %s", fields, again.Status)
+				}
+				_ = conn.Close()
+				<-writing
+			}
+		})
+	}
+}
 
 // TestARefusedBodyIsNotAwaited asks whether a body is wanted, and is told no. It does not
 // send it, so an answer that waited for it would never come.

@@ -116,7 +116,7 @@ func (rt *fakeRuntime) Start(_ context.Context, spec instancepool.StartSpec) (in
 	rt.started.Add(1)
 	h := &fakeHandle{
 		rt: rt, id: spec.ID, rev: spec.Revision, since: time.Now(), exited: make(chan struct{}),
-		server: httptest.NewServer(rt.handler(spec.ID, spec.Revision)),
+		server: serverOf(rt.handler(spec.ID, spec.Revision)),
 	}
 	rt.running[h.id] = h
 	return h, nil
@@ -206,3 +206,13 @@ func (rt *fakeRuntime) InstanceAt(a netip.Addr) (instancepool.Handle, bool) {
 type guest struct{ *fakeHandle }
 
 func (guest) Address() string { return "127.0.0.2:8080" }
+
+// serverOf is an app's server, which knows HTTP/1.1 and, without TLS, HTTP/2.
+func serverOf(app http.Handler) *httptest.Server {
+	s := httptest.NewUnstartedServer(app)
+	s.Config.Protocols = new(http.Protocols)
+	s.Config.Protocols.SetHTTP1(true)
+	s.Config.Protocols.SetUnencryptedHTTP2(true)
+	s.Start()
+	return s
+}

@@ -272,33 +272,36 @@ func (h *protocolHost) checkReplaced(t *testing.T, service string, ask asker, co
 	}
 }
 
-// checkEnded has an instance asked to end while it has a request, and a WebSocket if
-// it knows them: it finishes the one and says goodbye to the other. The request has
-// got the beginning of its response before: Caddy's reverse_proxy copies itself then,
-// and with it what it notes when the WebSocket of a config that is gone ends.
+// checkEnded has an instance asked to end while it has a request, and then another
+// one while it has a WebSocket, if it knows them: it finishes the one and says goodbye
+// to the other. Not both at once: Caddy's reverse_proxy copies itself for a response,
+// and with it what it notes of the WebSockets of a config that is replaced.
 func (p program) checkEnded(t *testing.T, h *protocolHost, service string, ask asker, config func(int) string) {
-	eventually(t, "only one revision is left", func() bool { return len(h.serviceNamed(service).Revisions) == 1 })
-	already := bytes.Count(h.output(), []byte(p.last))
-	open := 1
-	g := &goodbye{client: "h1", path: "/ws", want: p.goodbye}
-	if p.goodbye != 0 {
-		g.listen(t, h, service)
-		open++
+	replace := func(version int, inFlight func()) {
+		t.Helper()
+		eventually(t, "only one revision is left", func() bool { return len(h.serviceNamed(service).Revisions) == 1 })
+		already := bytes.Count(h.output(), []byte(p.last))
+		inFlight()
+		h.awaitInFlight(service, 1)
+		h.check(h.reload(config(version), false))
+		eventually(t, "it has ended by itself", func() bool { return bytes.Count(h.output(), []byte(p.last)) > already })
 	}
 	wg := crowd(t)
-	wg.Go(func() {
-		got, says := ask(t.Context(), 2000)
-		if got.status != http.StatusOK || !strings.HasSuffix(says, "-00002") {
-			t.Errorf("what was in flight: %q, %s", says, got)
-		}
+	replace(3, func() {
+		wg.Go(func() {
+			got, says := ask(t.Context(), 2000)
+			if got.status != http.StatusOK || !strings.HasSuffix(says, "-00002") {
+				t.Errorf("what was in flight: %q, %s", says, got)
+			}
+		})
 	})
-	h.awaitInFlight(service, open)
-	h.check(h.reload(config(3), false))
-	if p.goodbye != 0 {
-		g.check(t, service)
-	}
 	wg.Wait()
-	eventually(t, "it has ended by itself", func() bool { return bytes.Count(h.output(), []byte(p.last)) > already })
+	if p.goodbye == 0 {
+		return
+	}
+	g := &goodbye{client: "h1", path: "/ws", want: p.goodbye}
+	replace(4, func() { g.listen(t, h, service) })
+	g.check(t, service)
 }
 
 // checkBig gets a large file, slowly at first.

@@ -177,9 +177,10 @@ func (c *carrier) roundTrip(r *http.Request) (*http.Response, error) {
 	return c.one.RoundTrip(r)
 }
 
-// closeIdle closes the connections that no request uses now.
-func (c *carrier) closeIdle() {
-	c.one.CloseIdleConnections()
+// close closes the connections that no request uses now, and the others when theirs
+// is over: an app may wait for that before it ends.
+func (c *carrier) close() {
+	c.one.Close()
 	if c.two != nil {
 		c.two.CloseIdleConnections()
 	}

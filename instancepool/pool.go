@@ -725,7 +725,7 @@ func (p *Pool) run(i *Instance, h Handle) {
 				p.opts.Observe(p.event(i, h, Draining, i.stopReason))
 			}
 		case <-ctx.Done():
-			i.carrier.closeIdle()
+			i.carrier.close()
 			i.sockets.part()
 			return // let go: the instance runs on
 		}
@@ -1042,7 +1042,7 @@ func (p *Pool) broke(i *Instance, failure *StartError) {
 // instance. That it has failed has been told.
 func (p *Pool) end(i *Instance, h Handle, failed bool, grace time.Duration) {
 	began := time.Now()
-	i.carrier.closeIdle()
+	i.carrier.close()
 	if !failed {
 		i.sockets.hold()
 	}

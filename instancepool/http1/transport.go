@@ -46,12 +46,13 @@ type Transport struct {
 	Dial func(context.Context) (net.Conn, error)
 	// MaxIdle is how many connections are kept for later requests.
 	MaxIdle int
-	// IdleTimeout is how long. 0 means until CloseIdleConnections.
+	// IdleTimeout is how long. 0 means until Close.
 	IdleTimeout time.Duration
 
-	mu    sync.Mutex
-	idle  []*conn     // guarded by mu; the one used last is at the end
-	prune *time.Timer // guarded by mu; runs while there is something idle
+	mu     sync.Mutex  // guards all below
+	idle   []*conn     // the one used last is at the end
+	prune  *time.Timer // runs while there is something idle
+	closed bool
 }
 
 // Request is what Send sends.
@@ -217,11 +218,12 @@ func gotConn(trace *httptrace.ClientTrace, c *conn) {
 	}
 }
 
-// CloseIdleConnections closes what is kept.
-func (t *Transport) CloseIdleConnections() {
+// Close closes what is kept, and has each connection closed that a request still
+// uses when that is over. It waits for none.
+func (t *Transport) Close() {
 	t.mu.Lock()
 	idle := t.idle
-	t.idle = nil
+	t.idle, t.closed = nil, true
 	t.mu.Unlock()
 	for _, c := range idle {
 		c.close()
@@ -271,7 +273,7 @@ func (t *Transport) pop() *conn {
 func (t *Transport) put(c *conn) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if len(t.idle) >= t.MaxIdle {
+	if t.closed || len(t.idle) >= t.MaxIdle {
 		c.close()
 		return
 	}

@@ -59,7 +59,7 @@ func newBackend(t *testing.T, serve func(n int64, c *serverConn)) (*backend, *Tr
 		return nc, err
 	}}
 	t.Cleanup(func() {
-		tr.CloseIdleConnections()
+		tr.Close()
 		l.Close()
 		b.wg.Wait()
 	})
@@ -263,6 +263,25 @@ func TestIdleConnectionsAreClosed(t *testing.T) {
 	})
 	tr.IdleTimeout = 20 * time.Millisecond
 	mustSend(t, tr, get(), "ok")
+	<-ended
+}
+
+// An app that ends waits for its connections.
+func TestClose(t *testing.T) {
+	ended := make(chan struct{}, 2)
+	_, tr := newBackend(t, func(_ int64, c *serverConn) {
+		always(okay)(0, c)
+		ended <- struct{}{}
+	})
+	x, err := tr.Send(t.Context(), get())
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustSend(t, tr, get(), "ok")
+	tr.Close()
+	<-ended
+	_, _ = io.Copy(io.Discard, x)
+	x.End(true)
 	<-ended
 }
 

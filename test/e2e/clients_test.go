@@ -76,7 +76,8 @@ func newProtocolHost(t *testing.T, opts ...option) *protocolHost {
 	h3 := &http3.Transport{
 		DisableCompression: true, TLSClientConfig: &tls.Config{RootCAs: roots}, MaxResponseHeaderBytes: 4 << 20,
 		Dial: func(ctx context.Context, _ string, config *tls.Config, settings *quic.Config) (*quic.Conn, error) {
-			return quic.DialAddr(ctx, h.tls, config, settings)
+			// Others wait for the same connection when who asked for it has left.
+			return quic.DialAddr(context.WithoutCancel(ctx), h.tls, config, settings)
 		},
 	}
 	t.Cleanup(func() { _ = h3.Close() })
@@ -200,9 +201,19 @@ func (c connector) RoundTrip(r *http.Request) (*http.Response, error) {
 	resp.Header.Set("Sec-WebSocket-Accept", base64.StdEncoding.EncodeToString(sum[:]))
 	resp.Header.Set("Connection", "Upgrade")
 	resp.Header.Set("Upgrade", "websocket")
-	resp.Body = struct {
-		io.ReadCloser
-		io.Writer
-	}{resp.Body, w}
+	resp.Body = &tunnel{resp.Body, w, cancel}
 	return resp, nil
+}
+
+// tunnel is what an extended CONNECT has made. Its end is that of both directions.
+type tunnel struct {
+	io.ReadCloser
+	io.Writer
+
+	cancel context.CancelFunc
+}
+
+func (t *tunnel) Close() error {
+	defer t.cancel()
+	return t.ReadCloser.Close()
 }

@@ -2,6 +2,8 @@ package caddymodule
 
 import (
 	"bufio"
+	"bytes"
+	"crypto/rand"
 	"fmt"
 	"io"
 	"net"
@@ -88,5 +90,54 @@ func TestARefusedBodyIsNotAwaited(t *testing.T) {
 		if line, err := bufio.NewReader(conn).ReadString('\n'); err != nil || !strings.Contains(line, "417") {
 			t.Errorf("%s: %q, %v", length, line, err)
 		}
+	}
+}
+
+// An app may answer before it has read a body. The answer is whole, nobody reads on
+// when the request is over, and a connection of HTTP/1 ends with it.
+func TestAnAnswerBeforeTheBody(t *testing.T) {
+	for name, options := range map[string]string{"http1": "", "h2c": "port h2c 8080"} {
+		t.Run(name, func(t *testing.T) {
+			h := startHost(t, "log\nfairway hello {\n image app:1\n"+options+"\n}", func(string, *revisions.Revision) http.Handler {
+				return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					_ = http.NewResponseController(w).EnableFullDuplex()
+					if r.URL.Path == "/all" {
+						_, _ = io.Copy(io.Discard, r.Body)
+					}
+					io.WriteString(w, "enough")
+				})
+			})
+			ask := func(path string, body io.Reader) *http.Response {
+				t.Helper()
+				req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, h.url+path, body)
+				if err != nil {
+					t.Fatal(err)
+				}
+				resp, err := http.DefaultClient.Do(req)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer resp.Body.Close()
+				if b, err := io.ReadAll(resp.Body); err != nil || string(b) != "enough" {
+					t.Errorf("%s: %q, %v", path, b, err)
+				}
+				return resp
+			}
+			for range 10 {
+				more, begin := io.Pipe()
+				go func() { _, _ = begin.Write(make([]byte, 1000)) }()
+				if resp := ask("/", more); !resp.Close {
+					t.Error("the connection is kept in the midst of a body")
+				}
+				_ = begin.Close()
+				if resp := ask("/all", bytes.NewReader(make([]byte, 100_000))); resp.Close {
+					t.Error("the connection is not kept after a whole body")
+				}
+				if resp := ask("/all", io.LimitReader(rand.Reader, 100_000)); resp.Close {
+					t.Error("the connection is not kept after a whole body in chunks")
+				}
+			}
+			settled(t, "hello")
+		})
 	}
 }

@@ -25,10 +25,12 @@ type exchange struct {
 	began  time.Time
 	body   io.Closer // of the request
 	writer http.ResponseWriter
-	caller instancepool.Handle // the instance that sent it; nil: somebody else
-	lease  *instancepool.Lease
-	waited time.Duration // for all of its leases
-	cold   bool          // for any of them
+	// sending is the body as the instance gets it; nil unless the proxy sends it.
+	sending *requestBody
+	caller  instancepool.Handle // the instance that sent it; nil: somebody else
+	lease   *instancepool.Lease
+	waited  time.Duration // for all of its leases
+	cold    bool          // for any of them
 
 	sent     time.Time // when its instance got it
 	latency  time.Duration

@@ -213,6 +213,7 @@ func (h *Handler) send(w http.ResponseWriter, r *http.Request, next caddyhttp.Ha
 	if h.lean && lease.Instance().HTTP1() != nil && ordinary(r) {
 		return h.forward(w, r, x)
 	}
+	defer func() { x.sending.end(w) }() // also when it panics, as it does for a part of a response
 	return h.proxy.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), exchangeKey{}, x)), next)
 }
 
@@ -300,11 +301,12 @@ func (leasedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	r = r.WithContext(ctx)
 	// The headers are those that the proxy has made for this attempt.
 	setForwarded(r.Header, x.caller)
-	body := bodyOf(r, x.body, x.lease.Revision().Spec().Port.H2C)
+	body := bodyOf(r, x.body)
+	x.sending = body
 	resp, err := x.lease.Instance().RoundTrip(r)
 	if err == nil {
-		if body.refused() {
-			x.writer.Header().Set("Connection", "close")
+		if resp.StatusCode != http.StatusSwitchingProtocols {
+			body.part(x.writer)
 		}
 		unbound(r, resp)
 		if resp.StatusCode == http.StatusSwitchingProtocols {
@@ -355,6 +357,7 @@ func (b *boundedBody) Read(p []byte) (int, error) {
 
 // Close implements io.Closer.
 func (b *boundedBody) Close() error {
+	b.x.sending.end(b.x.writer) // an HTTP/2 connection waits for that
 	err := b.ReadCloser.Close()
 	b.timer.Stop()
 	b.cancel(nil)

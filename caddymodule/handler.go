@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -79,6 +80,9 @@ type Handler struct {
 	log    *zap.Logger
 	proxy  *reverseproxy.Handler
 	lean   bool // proxy has nothing to do for ordinary requests
+
+	proxied     proxied // by proxy
+	streamDelay time.Duration
 }
 
 // CaddyModule tells Caddy what the handler is.
@@ -137,9 +141,8 @@ func (h *Handler) provisionProxy(ctx caddy.Context) error {
 			return fmt.Errorf("proxy: %s has no place here: fairway itself knows the instances of a service", name)
 		}
 	}
-	if proxy.StreamCloseDelay == 0 {
-		proxy.StreamCloseDelay = caddy.Duration(defaultStreamCloseDelay)
-	}
+	h.streamDelay = time.Duration(cmp.Or(proxy.StreamCloseDelay, caddy.Duration(defaultStreamCloseDelay)))
+	proxy.StreamCloseDelay = 0 // proxied does that
 	h.lean = lean(proxy)
 	proxy.Transport = leasedTransport{}
 	proxy.DynamicUpstreams = leasedUpstream{}
@@ -150,12 +153,17 @@ func (h *Handler) provisionProxy(ctx caddy.Context) error {
 	return nil
 }
 
-// Cleanup ends what the proxy holds.
+// Cleanup ends what the proxy holds, but lets streams go on for a while.
 func (h *Handler) Cleanup() error {
 	if h.proxy == nil {
 		return nil
 	}
-	return h.proxy.Cleanup()
+	h.proxied.close(h.streamDelay, func() {
+		if err := h.proxy.Cleanup(); err != nil {
+			h.log.Error("closing streams", zap.Error(err))
+		}
+	})
+	return nil
 }
 
 // ServeHTTP waits for a lease and sends the request to its instance.
@@ -213,6 +221,8 @@ func (h *Handler) send(w http.ResponseWriter, r *http.Request, next caddyhttp.Ha
 	if h.lean && lease.Instance().HTTP1() != nil && ordinary(r) {
 		return h.forward(w, r, x)
 	}
+	h.proxied.begin()
+	defer h.proxied.end()
 	defer func() { x.sending.end(w) }() // also when it panics, as it does for a part of a response
 	return h.proxy.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), exchangeKey{}, x)), next)
 }

@@ -250,18 +250,25 @@ func (e *engine) Instance(ev instancepool.Event) {
 	c.Write(fields...)
 }
 
-// Revision logs a change of a revision's state.
+// Revision logs a change of a revision's state, or of a whole service.
 func (e *engine) Revision(ev scaler.RevisionEvent) {
 	countRevision(ev)
 	level := zapcore.InfoLevel
 	if ev.Err != nil {
 		level = zapcore.ErrorLevel
 	}
-	c := e.log.Check(level, "revision "+ev.Kind)
+	what := "revision "
+	if ev.Kind == "removed" {
+		what = "service "
+	}
+	c := e.log.Check(level, what+ev.Kind)
 	if c == nil {
 		return
 	}
-	fields := []zap.Field{zap.String("service", ev.Service), zap.String("revision", ev.Revision)}
+	fields := []zap.Field{zap.String("service", ev.Service)}
+	if ev.Revision != "" {
+		fields = append(fields, zap.String("revision", ev.Revision))
+	}
 	if ev.Digest != "" {
 		fields = append(fields, zap.String("digest", ev.Digest))
 	}

@@ -542,6 +542,29 @@ func TestMetricsSurviveReloads(t *testing.T) {
 	}
 }
 
+// What counted a service goes with it: the number of series does not grow with the
+// number of names that there ever were.
+func TestMetricsOfAServiceThatIsGone(t *testing.T) {
+	const site = "metrics /metrics\nfairway gone {\n image app:1\n}"
+	h := startHost(t, site, hello)
+	h.get("/")
+	if _, body, _ := h.get("/metrics"); !strings.Contains(body, `service="gone"`) {
+		t.Fatal("no series of the service")
+	}
+	if err := h.load("metrics /metrics"); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		_, body, _ := h.get("/metrics")
+		if !strings.Contains(body, `service="gone"`) {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the series stay:\n%s", body)
+		}
+	}
+}
+
 func TestConfigErrors(t *testing.T) {
 	for name, test := range map[string]struct{ config, want string }{
 		"no name":          {`{"handler": "fairway", "definition": {"image": "app"}}`, "the service has no name"},

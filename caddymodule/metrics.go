@@ -148,10 +148,17 @@ func countInstance(ev instancepool.Event) {
 	coldStartSeconds.WithLabelValues(ev.Service, "total").Observe(ev.Took.Seconds())
 }
 
-// countRevision forgets the series of a revision that is gone, so that their
-// number does not grow with the number of deploys.
+// countRevision forgets the series of a revision or a service that is gone, so that
+// their number does not grow with the number of deploys.
 func countRevision(ev scaler.RevisionEvent) {
-	if ev.Kind == "retired" {
+	switch ev.Kind {
+	case "retired":
 		requestsTotal.DeletePartialMatch(prometheus.Labels{"service": ev.Service, "revision": ev.Revision})
+	case "removed":
+		of := prometheus.Labels{"service": ev.Service}
+		requestsTotal.DeletePartialMatch(of)
+		queueSeconds.DeletePartialMatch(of)
+		coldStartSeconds.DeletePartialMatch(of)
+		instanceEventsTotal.DeletePartialMatch(of)
 	}
 }

@@ -84,8 +84,9 @@ type Observer interface {
 // RevisionEvent is one change in the life of a revision.
 type RevisionEvent struct {
 	// Kind is "created", "ready", "promoted", "failed", "draining", "retired",
-	// "image_pulling", "image_resolved" or "image_failed"; or, of no service,
-	// "load_failed" when the engine does not say what runs, "prune_failed" when
+	// "image_pulling", "image_resolved" or "image_failed"; of a service alone,
+	// "failed" when it cannot be as a config wants it, "removed" when nothing of it is
+	// left; or, of no service, "load_failed" when the engine does not say what runs, "prune_failed" when
 	// images that no revision has cannot be removed.
 	Kind              string
 	Service, Revision string

@@ -482,19 +482,27 @@ func (v *service) end(d *deployment, timeout time.Duration, ended func()) {
 		d.pool.Wait() // it may still tell of its last instance
 		v.mu.Lock()
 		v.leaving = slices.DeleteFunc(v.leaving, func(o *deployment) bool { return o == d })
-		if v.retired && len(v.leaving) == 0 {
-			v.s.retiring.Delete(v)
-		}
-		wantedAgain := v.deployed[d.rev] != nil
+		gone, wantedAgain := v.retired && len(v.leaving) == 0, v.deployed[d.rev] != nil
 		v.mu.Unlock()
-		if ended == nil {
-			return
+		if ended != nil {
+			if !wantedAgain {
+				v.s.registry.Drop(d.rev)
+			}
+			ended()
 		}
-		if !wantedAgain {
-			v.s.registry.Drop(d.rev)
+		if gone {
+			v.gone()
 		}
-		ended()
 	})
+}
+
+// gone ends what there is of a retired service without instances, unless another
+// has its name by now.
+func (v *service) gone() {
+	v.s.retiring.Delete(v)
+	if !v.s.registry.Known(v.name) {
+		v.s.opts.Observer.Revision(RevisionEvent{Kind: "removed", Service: v.name})
+	}
 }
 
 // retire ends the service: requests that have an instance finish.
@@ -521,7 +529,7 @@ func (v *service) retire() {
 	}
 	clear(v.deployed)
 	if len(v.leaving) == 0 {
-		v.s.retiring.Delete(v)
+		v.gone()
 	}
 }
 

@@ -576,6 +576,39 @@ func TestRestart(t *testing.T) {
 	})
 }
 
+// The end of a service is told once, when its last instance is gone, and not while
+// another has its name.
+func TestTheEndOfAServiceIsTold(t *testing.T) {
+	bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
+		h := boot(t, rt)
+		synctest.Wait()
+		h.create("hello")
+		lease, err := h.Scaler.Acquire(t.Context(), Request{Service: "hello"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.deploy("hello", "app:2") // the first revision drains
+		h.remove("hello")
+		h.create("hello")
+		lease.Release()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		equal(t, "told while there is another", h.told(""), nil)
+
+		if lease, err = h.Scaler.Acquire(t.Context(), Request{Service: "hello"}); err != nil {
+			t.Fatal(err)
+		}
+		h.remove("hello")
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		equal(t, "told while it has a request", h.told(""), nil)
+		lease.Release()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		equal(t, "told at last", h.told(""), []string{"removed"})
+	})
+}
+
 // A restart without instances: what was ready need not prove itself again, what
 // had failed is not tried again, and what had not been tried yet is.
 func TestRestartFromNothing(t *testing.T) {

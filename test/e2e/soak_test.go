@@ -134,6 +134,11 @@ func TestSoak(t *testing.T) {
 	after := s.rest()
 	before.compare(t, after)
 	s.judge()
+	for _, kind := range append(kinds, "caddy kill") {
+		if !slices.ContainsFunc(s.events, func(e event) bool { return e.kind == kind }) {
+			t.Errorf("no %s could be tried", kind)
+		}
+	}
 	t.Logf("went well: %v; %d events", s.done, len(s.events))
 	if t.Failed() {
 		t.Logf("repeat with FAIRWAY_SEED=%d", seed)

@@ -9,6 +9,7 @@ import (
 	"math"
 	"net"
 	"net/http"
+	"os"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -29,12 +30,16 @@ type conn struct {
 	idleSince time.Time
 	aborted   atomic.Bool
 
+	deadline time.Time // of the exchange, for when it is watched
+	message  []byte    // what swap is to send; nil once it has
+	answer   []byte    // where swap puts the beginning of the answer
+	n        int       // how much of it there is
+	err      error     // what went wrong in swap
+
 	// What would otherwise be made anew for each request.
-	abort func()
-	peek  func(fd uintptr) bool
-	poll  [1]unix.PollFd
-	quiet bool // what peek has found
-	x     Exchange
+	abort    func()
+	swapping func(fd uintptr) bool
+	x        Exchange
 }
 
 func newConn(t *Transport, nc net.Conn) *conn {
@@ -48,18 +53,13 @@ func newConn(t *Transport, nc net.Conn) *conn {
 		c.aborted.Store(true)
 		_ = c.nc.SetDeadline(longAgo)
 	}
-	c.peek = func(fd uintptr) bool {
-		c.poll[0] = unix.PollFd{Fd: int32(fd), Events: unix.POLLIN | unix.POLLRDHUP} //nolint:gosec // descriptors are small
-		n, err := unix.Poll(c.poll[:], 0)
-		c.quiet = n == 0 && err == nil
-		return true
-	}
+	c.swapping = c.swapOn
 	return c
 }
 
 var longAgo = time.Unix(1, 0)
 
-// Read implements io.Reader for br.
+// Read implements io.Reader for br. The first time in an exchange it sends the message.
 func (c *conn) Read(p []byte) (int, error) {
 	if c.limit <= 0 {
 		return 0, errHead
@@ -67,19 +67,81 @@ func (c *conn) Read(p []byte) (int, error) {
 	if int64(len(p)) > c.limit {
 		p = p[:c.limit]
 	}
-	n, err := c.nc.Read(p)
+	n, err := c.receive(p)
+	if err != nil && c.x.stop == nil && errors.Is(err, os.ErrDeadlineExceeded) {
+		c.watch()
+		n, err = c.receive(p)
+	}
 	c.limit -= int64(n)
 	return n, err
 }
 
-// alive tells whether an idle connection is open and silent. One that has
-// something to say is out of step: its next answer would not be to the next request.
-func (c *conn) alive() bool {
-	if c.raw == nil {
-		return true
+func (c *conn) receive(p []byte) (int, error) {
+	if c.message != nil {
+		return c.swap(p)
 	}
-	c.quiet = false
-	return c.raw.Read(c.peek) == nil && c.quiet
+	return c.nc.Read(p)
+}
+
+// swap sends the message, if nothing has come since the last answer, and waits for
+// the beginning of the answer to it.
+//
+// To write from within a read looks odd. But what a read of a connection that is
+// expected to be silent finds is what tells whether it is still open and in step; and
+// having found nothing, the poller already waits for what comes next. That saves two of
+// five system calls.
+func (c *conn) swap(p []byte) (int, error) {
+	c.answer, c.n, c.err = p, 0, nil
+	err := c.raw.Read(c.swapping)
+	c.answer = nil
+	switch {
+	case c.err != nil:
+		return 0, c.err
+	case err != nil:
+		return 0, err
+	case c.n == 0:
+		return 0, io.EOF
+	}
+	return c.n, nil
+}
+
+// swapOn does what can be done without waiting, and reports whether that is all.
+func (c *conn) swapOn(fd uintptr) bool {
+	if c.message != nil {
+		if c.reused && !c.silent(fd) {
+			c.err = errStale
+			return true
+		}
+		n, err := c.nc.Write(c.message)
+		c.message, c.x.sent, c.err = nil, n > 0, err
+		return err != nil
+	}
+	n, err := read(fd, c.answer)
+	if errors.Is(err, unix.EAGAIN) {
+		return false
+	}
+	if err != nil {
+		err = &net.OpError{Op: "read", Net: "tcp", Source: c.nc.LocalAddr(), Addr: c.nc.RemoteAddr(), Err: os.NewSyscallError("read", err)}
+	}
+	c.n, c.err = n, err
+	return true
+}
+
+// silent tells whether an idle connection is open and has nothing to say. One that
+// has is out of step: its next answer would not be to the next request.
+func (c *conn) silent(fd uintptr) bool {
+	_, err := read(fd, c.answer)
+	return errors.Is(err, unix.EAGAIN)
+}
+
+// read reads what there is without waiting, as no descriptor here blocks.
+func read(fd uintptr, p []byte) (int, error) {
+	for {
+		n, err := unix.Read(int(fd), p) //nolint:gosec // descriptors are small
+		if !errors.Is(err, unix.EINTR) {
+			return max(n, 0), err
+		}
+	}
 }
 
 // mayRepeat tells whether a request of n bytes that got no answer on this
@@ -109,12 +171,21 @@ func (c *conn) by(deadline time.Time) {
 	}
 }
 
-// exchange writes a message and reads the head of the response to it.
+// watch lets the end of the exchange's context end the exchange.
+func (c *conn) watch() {
+	c.by(c.deadline)
+	c.x.stop = context.AfterFunc(c.x.ctx, c.abort)
+}
+
+// exchange sends a message and reads the head of the response to it. With errStale
+// nothing was sent.
 func (c *conn) exchange(ctx context.Context, message []byte, r *Request) error {
 	x := &c.x
-	x.Response, x.heard, x.ctx = nil, false, ctx
+	x.Response, x.heard, x.sent, x.ctx, x.stop = nil, false, false, ctx, nil
+	c.deadline = r.Deadline
 	// What is short always finds room in the socket's buffer.
-	if long := len(message) > 4<<10 || x.upload != nil; long || c.hurried {
+	long := len(message) > 4<<10 || x.upload != nil
+	if long || c.hurried {
 		deadline := time.Time{}
 		if long {
 			deadline = r.Deadline
@@ -122,23 +193,46 @@ func (c *conn) exchange(ctx context.Context, message []byte, r *Request) error {
 		_ = c.nc.SetWriteDeadline(deadline)
 		c.hurried = !deadline.IsZero()
 	}
-	c.by(r.Deadline)
-	x.stop = context.AfterFunc(ctx, c.abort)
-	n, err := c.nc.Write(message)
-	x.sent = n > 0
+	err := c.send(message, long)
 	if err == nil {
-		if x.upload != nil {
-			go x.upload.run()
-		}
 		if err = c.readHead(r); err == nil {
 			return nil
 		}
-	} else if x.upload != nil {
-		x.upload.body.Close()
 	}
-	x.stop()
+	c.message = nil
+	if x.stop != nil {
+		x.stop()
+	}
 	if ctx.Err() != nil {
 		return ctx.Err()
+	}
+	return err
+}
+
+// send sends a message, or leaves that to the first Read.
+func (c *conn) send(message []byte, long bool) error {
+	x := &c.x
+	quick := c.raw != nil && x.upload == nil
+	switch {
+	case long || !quick:
+		c.watch()
+	case x.ctx.Err() != nil:
+		return x.ctx.Err()
+	default:
+		c.by(time.Now().Add(unwatched))
+	}
+	if quick {
+		c.message = message
+		return nil
+	}
+	n, err := c.nc.Write(message)
+	x.sent = n > 0
+	switch {
+	case x.upload == nil:
+	case err == nil:
+		go x.upload.run()
+	default:
+		x.upload.body.Close()
 	}
 	return err
 }

@@ -17,7 +17,7 @@ type Exchange struct {
 
 	c      *conn
 	ctx    context.Context //nolint:containedctx // of this one exchange
-	stop   func() bool     // of watching ctx
+	stop   func() bool     // of watching ctx; nil while nobody does
 	sent   bool            // something of the request was written
 	heard  bool            // something of a response has come
 	upload *upload
@@ -36,7 +36,12 @@ func (x *Exchange) Read(p []byte) (int, error) {
 func (x *Exchange) Buffered() bool { return x.c.br.Buffered() > 0 }
 
 // ReadBy sets when reading must end.
-func (x *Exchange) ReadBy(deadline time.Time) { x.c.by(deadline) }
+func (x *Exchange) ReadBy(deadline time.Time) {
+	x.c.deadline = deadline
+	if x.stop != nil {
+		x.c.by(deadline)
+	}
+}
 
 // Late tells whether an error of Read means that the deadline has passed.
 func (x *Exchange) Late(err error) bool {
@@ -46,7 +51,7 @@ func (x *Exchange) Late(err error) bool {
 // End ends the exchange. If whole, the body has been read to its end.
 func (x *Exchange) End(whole bool) {
 	c := x.c
-	whole = x.stop() && whole && !x.Response.Close && c.br.Buffered() == 0
+	whole = (x.stop == nil || x.stop()) && whole && !x.Response.Close && c.br.Buffered() == 0
 	if u := x.upload; u != nil {
 		x.upload = nil
 		whole = whole && u.ended()
@@ -78,7 +83,9 @@ func (x *Exchange) handOver(ctx context.Context) *http.Response {
 // its reader's.
 func (x *Exchange) switchOver() {
 	c := x.c
-	x.stop()
+	if x.stop != nil {
+		x.stop()
+	}
 	_ = c.nc.SetDeadline(time.Time{})
 	x.Response.Body = &switched{conn: c}
 }

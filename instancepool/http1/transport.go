@@ -31,6 +31,9 @@ const (
 	// restedFor is how long a connection may have been idle to be used for a request
 	// that must not be repeated. Servers close what was idle for seconds.
 	restedFor = time.Second
+	// unwatched is how long an answer is awaited before the end of its context ends
+	// that. To watch a context costs more than most answers leave to be saved.
+	unwatched = 20 * time.Millisecond
 	// continueWait is how long a request with "Expect: 100-continue" waits for an
 	// answer before its body is sent all the same.
 	continueWait = time.Second
@@ -119,6 +122,10 @@ func (t *Transport) Send(ctx context.Context, r *Request) (*Exchange, error) {
 		}
 		if err = c.exchange(ctx, m.buf, r); err == nil {
 			return &c.x, nil
+		}
+		if errors.Is(err, errStale) {
+			c.close()
+			continue
 		}
 		again := c.reused && ctx.Err() == nil && c.mayRepeat(r, len(m.buf))
 		c.close()
@@ -237,7 +244,7 @@ func (t *Transport) get(ctx context.Context, method string, header http.Header, 
 		if c == nil {
 			break
 		}
-		if (repeatable(method, header) || time.Since(c.idleSince) < restedFor) && c.alive() {
+		if repeatable(method, header) || time.Since(c.idleSince) < restedFor {
 			c.reused = true
 			return c, nil
 		}
@@ -319,6 +326,7 @@ func repeatable(method string, header http.Header) bool {
 var (
 	errUnasked = errors.New("the server switched protocols unasked")
 	errHead    = errors.New("the head of the response is too long")
+	errStale   = errors.New("the server has closed the connection, or spoken unasked")
 )
 
 var _ http.RoundTripper = (*Transport)(nil)

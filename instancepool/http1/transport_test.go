@@ -386,17 +386,19 @@ func TestOnlyWhatMayBeIsRepeated(t *testing.T) {
 // A server that speaks first is out of step: what it says must not become the
 // answer to somebody else's request.
 func TestAnUnaskedAnswerIsDropped(t *testing.T) {
-	spoken := make(chan struct{})
+	heard, spoken := make(chan struct{}), make(chan struct{})
 	_, tr := newBackend(t, func(n int64, c *serverConn) {
 		c.head()
 		c.say(okay)
 		if n == 1 {
+			<-heard
 			c.say("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil")
 			close(spoken)
 		}
 		always(okay)(0, c)
 	})
 	mustSend(t, tr, get(), "ok")
+	close(heard)
 	<-spoken
 	mustSend(t, tr, get(), "ok")
 }

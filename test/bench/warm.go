@@ -71,14 +71,14 @@ func warm(ctx context.Context, s *settings, h *host) (err error) {
 	if err := c.load(ctx, c.config(ours, site(proxyAddr, "\treverse_proxy "+address+"\n"))); err != nil {
 		return err
 	}
-	all := []*measured{{name: "fairway", address: siteAddr}, {name: "reverse_proxy", address: proxyAddr}}
+	all := []*measured{{name: "fairway", address: siteAddr, pid: c.pid()}, {name: "reverse_proxy", address: proxyAddr, pid: c.pid()}}
 	if s.kamal != "" {
-		stop, err := startKamal(ctx, s.kamal, c.dir, address)
+		pid, stop, err := startKamal(ctx, s.kamal, c.dir, address)
 		if err != nil {
 			return err
 		}
 		defer stop()
-		all = append(all, &measured{name: "kamal-proxy", address: kamalAddr})
+		all = append(all, &measured{name: "kamal-proxy", address: kamalAddr, pid: pid})
 	}
 	all = append(all, &measured{name: "nginx alone", address: address})
 	length := time.Duration(s.seconds) * time.Second
@@ -91,16 +91,19 @@ func warm(ctx context.Context, s *settings, h *host) (err error) {
 	}
 	fairway := all[0]
 	fmt.Printf("warm, %d connections, median of %d rounds of %s in turn, the same nginx behind all\n", connections, warmRounds, length)
-	fmt.Printf("%-14s %12s %10s %10s %22s %18s\n", "", "requests/s", "p50", "p99", "allocations a request", "fairway over it")
+	fmt.Printf("%-14s %12s %10s %10s %14s %22s %18s\n", "", "requests/s", "p50", "p99", "CPU a request", "allocations a request", "fairway over it")
 	for i, side := range all {
-		allocations, ratio := "", ""
+		cpu, allocations, ratio := "", "", ""
+		if side.pid != 0 {
+			cpu = fmt.Sprintf("%.1fµs", median(side.cpu))
+		}
 		if i < 2 {
 			allocations = fmt.Sprintf("%.0f", median(side.allocations))
 		}
 		if i > 0 {
 			ratio = fmt.Sprintf("%.2f", median(fairway.rate)/median(side.rate))
 		}
-		fmt.Printf("%-14s %12.0f %8.0fµs %8.0fµs %22s %18s\n", side.name, median(side.rate), median(side.p50), median(side.p99), allocations, ratio)
+		fmt.Printf("%-14s %12.0f %8.0fµs %8.0fµs %14s %22s %18s\n", side.name, median(side.rate), median(side.p50), median(side.p99), cpu, allocations, ratio)
 	}
 	return warmGoals(all)
 }
@@ -141,16 +144,16 @@ func (h *host) importNginx(ctx context.Context) error {
 }
 
 // startKamal starts kamal-proxy before a target.
-func startKamal(ctx context.Context, program, dir, target string) (stop func(), err error) {
+func startKamal(ctx context.Context, program, dir, target string) (pid int, stop func(), err error) {
 	dir = filepath.Join(dir, "kamal")
 	if err := os.Mkdir(dir, 0o700); err != nil {
-		return nil, err
+		return 0, nil, err
 	}
 	env := append(os.Environ(), "XDG_RUNTIME_DIR="+dir, "XDG_CONFIG_HOME="+dir, "HOME="+dir)
 	run := exec.Command(program, "run", "--http-port", kamalPort, "--https-port", "8980")
 	run.Env = env
 	if err := run.Start(); err != nil {
-		return nil, fmt.Errorf("starting kamal-proxy: %w", err)
+		return 0, nil, fmt.Errorf("starting kamal-proxy: %w", err)
 	}
 	stop = func() {
 		_ = run.Process.Kill()
@@ -164,9 +167,9 @@ func startKamal(ctx context.Context, program, dir, target string) (stop func(), 
 		return err == nil
 	}); late != nil {
 		stop()
-		return nil, errors.Join(fmt.Errorf("deploying with kamal-proxy: %w\n%s", late, out), err)
+		return 0, nil, errors.Join(fmt.Errorf("deploying with kamal-proxy: %w\n%s", late, out), err)
 	}
-	return stop, nil
+	return run.Process.Pid, stop, nil
 }
 
 // address is where the only instance listens.
@@ -187,7 +190,9 @@ func (c *caddy) address(ctx context.Context) (string, error) {
 // measured is one of the sides, round by round.
 type measured struct {
 	name, address               string
+	pid                         int // of the proxy; 0: there is none
 	rate, p50, p99, allocations []float64
+	cpu                         []float64 // of the proxy, in µs a request
 }
 
 func (m *measured) measure(ctx context.Context, c *caddy, length time.Duration) error {
@@ -195,7 +200,15 @@ func (m *measured) measure(ctx context.Context, c *caddy, length time.Duration) 
 	if err != nil {
 		return err
 	}
+	used, err := m.used()
+	if err != nil {
+		return err
+	}
 	l, err := wrk(ctx, "http://"+m.address+"/", length)
+	if err != nil {
+		return err
+	}
+	usedLater, err := m.used()
 	if err != nil {
 		return err
 	}
@@ -205,5 +218,14 @@ func (m *measured) measure(ctx context.Context, c *caddy, length time.Duration) 
 	}
 	m.rate, m.p50, m.p99 = append(m.rate, l.rate), append(m.p50, l.p50), append(m.p99, l.p99)
 	m.allocations = append(m.allocations, float64(after-before)/float64(l.requests))
+	m.cpu = append(m.cpu, float64((usedLater-used).Microseconds())/float64(l.requests))
 	return nil
+}
+
+// used is the processor time that the proxy has used.
+func (m *measured) used() (time.Duration, error) {
+	if m.pid == 0 {
+		return 0, nil
+	}
+	return cpuTime(m.pid)
 }

@@ -243,6 +243,8 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, service string,
 		w.Header().Set("Retry-After", "1")
 	case errors.Is(err, scaler.ErrDisabled):
 		outcome = "disabled"
+	case errors.Is(err, scaler.ErrRemoved):
+		outcome = "removed"
 	case errors.Is(err, instancepool.ErrTimeout):
 		status, outcome = http.StatusGatewayTimeout, "timeout"
 	case errors.Is(err, scaler.ErrInternal):
@@ -256,13 +258,22 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, service string,
 		outcome = "start_failed"
 		w.Header().Set("Retry-After", strconv.Itoa(max(1, int(math.Ceil(start.RetryAfter.Seconds())))))
 	}
-	note(r, service, outcome)
+	if errors.Is(err, scaler.ErrRemoved) || errors.Is(err, scaler.ErrUnknownService) {
+		countRefused("", outcome) // a service that is not there is to have no series
+	} else {
+		countRefused(service, outcome)
+	}
+	logRefused(r, service, outcome)
 	return caddyhttp.Error(status, err)
 }
 
 // note counts a request that reaches no instance, and tells the access log why.
 func note(r *http.Request, service, outcome string) {
 	countRefused(service, outcome)
+	logRefused(r, service, outcome)
+}
+
+func logRefused(r *http.Request, service, outcome string) {
 	if extra, ok := r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
 		extra.Set(zap.String("fairway_service", service))
 		extra.Set(zap.String("fairway_outcome", outcome))

@@ -69,8 +69,8 @@ func TestNobodyComesBack(t *testing.T) {
 		}
 		equal(t, "waiting", p.Status().Waiting, 0)
 		time.Sleep(9 * time.Second)
-		if id, _, ok := p.Idle(); ok {
-			t.Errorf("%s may be stopped for others", id)
+		if spares := p.Spares(); len(spares) > 0 {
+			t.Errorf("%v may be stopped for others", spares)
 		}
 		equal(t, "running", len(p.rt.Running()), 1)
 		time.Sleep(2 * time.Second)

@@ -17,6 +17,9 @@ var (
 	// ErrNoRoom means that the host has no memory left for another instance. It is
 	// not the revision's fault, and may be otherwise in a moment.
 	ErrNoRoom = errors.New("the host has no room for another instance")
+	// ErrTooLarge is an ErrNoRoom that stays: the instance may use more than all
+	// instances together may.
+	ErrTooLarge = fmt.Errorf("%w, ever", ErrNoRoom)
 	// ErrAsleep means that no instance is awake and has a slot at once, and that the
 	// request must not change that.
 	ErrAsleep = errors.New("no instance is awake")

@@ -13,6 +13,9 @@ type Event struct {
 	Reason string
 	// Err is set when State is Failed or Frozen.
 	Err error
+	// Holds is set when State is Failed and the instance has yet to be ended: until
+	// then, when it is Stopped, it holds what it holds.
+	Holds bool
 	// PID and Address are set once the instance runs.
 	PID     int
 	Address string

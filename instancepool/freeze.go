@@ -102,10 +102,20 @@ func ended(h Handle) bool {
 }
 
 // thaw returns when i, which a request has been admitted to, has the CPU again.
-// An instance that cannot be thawed has failed.
-func (p *Pool) thaw(i *Instance) error {
-	i.ice <- struct{}{}
+// An instance that cannot be thawed has failed: for all that wait for it.
+func (p *Pool) thaw(ctx context.Context, i *Instance) error {
+	select {
+	case i.ice <- struct{}{}:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 	defer func() { <-i.ice }()
+	p.mu.Lock()
+	lost := i.state == Draining || i.state == Failed
+	p.mu.Unlock()
+	if lost {
+		return fmt.Errorf("instance %s is being stopped", i.id)
+	}
 	if i.iced {
 		if err := p.melt(i); err != nil {
 			p.lostInIce(i, err)

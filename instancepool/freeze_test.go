@@ -252,10 +252,11 @@ func TestStoppingAFrozenInstance(t *testing.T) {
 		p := start(t, throttled(1))
 		p.need().Release()
 		time.Sleep(moment)
-		id, since, ok := p.Idle()
-		if !ok || id != p.rt.Instances()[0].ID() || time.Since(since) != moment {
-			t.Fatalf("Idle() = %s, %s, %t", id, since, ok)
+		spares := p.Spares()
+		if len(spares) != 1 || spares[0].ID != p.rt.Instances()[0].ID() || time.Since(spares[0].Since) != moment {
+			t.Fatalf("Spares() = %v", spares)
 		}
+		id := spares[0].ID
 		if !p.Evict(id, "its room is needed") || p.Evict(id, "again") {
 			t.Fatal("it is evicted once")
 		}
@@ -263,9 +264,66 @@ func TestStoppingAFrozenInstance(t *testing.T) {
 		equal(t, "running", len(p.rt.Running()), 0)
 		p.check()
 		lease := p.need()
-		if _, _, ok := p.Idle(); ok || p.Evict(lease.Instance().ID(), "x") {
+		if len(p.Spares()) > 0 || p.Evict(lease.Instance().ID(), "x") {
 			t.Error("an instance in use is not idle")
 		}
 		lease.Release()
+	})
+}
+
+// A thaw that hangs fails once for all that wait for it, and nobody waits for it longer
+// than for its request.
+func TestAThawThatFailsForAll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := start(t, throttled(10))
+		p.rt.PlanFor(func(instancepool.StartSpec) pooltest.Plan {
+			if len(p.rt.Instances()) > 0 {
+				return pooltest.Plan{}
+			}
+			return pooltest.Plan{ThawTime: time.Hour}
+		})
+		p.need().Release()
+		time.Sleep(moment)
+		began := time.Now()
+		calls := p.askTimes(9)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		impatient := p.ask(ctx)
+		for _, c := range calls {
+			<-c.done
+			if c.err != nil {
+				t.Fatal(c.err)
+			}
+			if took := c.at.Sub(began); took > 2100*time.Millisecond {
+				t.Errorf("a request waited %s for one thaw", took)
+			}
+			c.lease.Release()
+		}
+		<-impatient.done
+		if impatient.lease != nil || impatient.at.Sub(began) > time.Second+moment {
+			t.Errorf("the request that was over got %v after %s", impatient.err, impatient.at.Sub(began))
+		}
+	})
+}
+
+// Who may wake nothing waits for no thaw either.
+func TestAcquireAwakeDuringAThaw(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := start(t, throttled(10))
+		p.rt.Plan(pooltest.Plan{ThawTime: time.Second})
+		p.need().Release()
+		time.Sleep(moment)
+		c := p.ask(t.Context())
+		synctest.Wait()
+		if l, err := p.AcquireAwake(); !errors.Is(err, instancepool.ErrAsleep) {
+			t.Errorf("got %v, %v from an instance that is being thawed", l, err)
+		}
+		<-c.done
+		l, err := p.AcquireAwake()
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.Release()
+		c.lease.Release()
 	})
 }

@@ -92,22 +92,18 @@ func TestLivenessReplaces(t *testing.T) {
 			lease.Release()
 			synctest.Wait()
 			equal(t, "instances, the replacement included", len(p.rt.Instances()), 1+minimum)
-			var last instancepool.Event
-			failed := 0
-			for _, e := range p.eventsOf(i.ID()) {
-				last = e
-				if e.State == instancepool.Failed {
-					failed++
-				}
-			}
-			equal(t, "failures told", failed, 1)
-			equal(t, "last event", last.State, instancepool.Failed)
-			equal(t, "reason", last.Reason, "liveness probe failed")
+			events := p.eventsOf(i.ID())
+			failed, last := events[len(events)-2], events[len(events)-1]
+			equal(t, "told", failed.State, instancepool.Failed)
+			equal(t, "it holds what it holds", failed.Holds, true)
+			equal(t, "reason", failed.Reason, "liveness probe failed")
 			for _, part := range []string{"the liveness probe (exec live) failed 3 times in a row: it is not well", "deadlock"} {
-				if !strings.Contains(last.Err.Error(), part) {
-					t.Errorf("it says %q, which lacks %q", last.Err, part)
+				if !strings.Contains(failed.Err.Error(), part) {
+					t.Errorf("it says %q, which lacks %q", failed.Err, part)
 				}
 			}
+			equal(t, "told in the end", last.State, instancepool.Stopped)
+			equal(t, "reason", last.Reason, "liveness probe failed")
 			again := p.need()
 			equal(t, "replaced", p.instance(again) != i, true)
 			again.Release()
@@ -269,6 +265,35 @@ func TestWaitersOfAnUnreadyInstance(t *testing.T) {
 		synctest.Wait()
 		equal(t, "answered since it is not ready", c.answered(), true)
 		held.Release()
+		c.lease.Release()
+	})
+}
+
+// The same when it goes for the sake of others, if there may be no more than one.
+func TestWaitersOfAnUnreadyInstanceThatIsEvicted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rev := checked(1, readiness(time.Second, 1, 1))
+		rev.Spec().MaxInstances = 1
+		p := start(t, rev)
+		var sick failing
+		p.rt.PlanFor(func(instancepool.StartSpec) pooltest.Plan {
+			if len(p.rt.Instances()) > 0 {
+				return pooltest.Plan{}
+			}
+			return pooltest.Plan{Exec: sick.exec}
+		})
+		p.need().Release()
+		sick.ready.Store(true)
+		time.Sleep(2 * time.Second)
+		p.awaitState(instancepool.Unready)
+		c := p.ask(t.Context())
+		synctest.Wait()
+		equal(t, "answered", c.answered(), false)
+		if spares := p.Spares(); len(spares) != 1 || !p.Evict(spares[0].ID, "its room is needed") {
+			t.Fatalf("spares: %v", spares)
+		}
+		synctest.Wait()
+		equal(t, "answered by another", c.answered(), true)
 		c.lease.Release()
 	})
 }
@@ -457,8 +482,8 @@ func TestChecksOfSidecars(t *testing.T) {
 		<-lease.Instance().Exited()
 		synctest.Wait()
 		events := p.eventsOf(lease.Instance().ID())
-		if last := events[len(events)-1]; last.Err == nil || !strings.Contains(last.Err.Error(), "the liveness probe of container proxy (exec live) failed once") {
-			t.Errorf("it was told %v", last)
+		if told := events[len(events)-2]; told.Err == nil || !strings.Contains(told.Err.Error(), "the liveness probe of container proxy (exec live) failed once") {
+			t.Errorf("it was told %v", told)
 		}
 		lease.Release()
 	})
@@ -494,9 +519,8 @@ func TestSuspectAndUnready(t *testing.T) {
 func TestAnUnreadyInstanceGoes(t *testing.T) {
 	for name, end := range map[string]func(*testPool){
 		"evicted": func(p *testPool) {
-			id, _, ok := p.Idle()
-			if !ok || !p.Evict(id, "its room is needed") {
-				p.t.Error("it is not idle")
+			if spares := p.Spares(); len(spares) != 1 || !p.Evict(spares[0].ID, "its room is needed") {
+				p.t.Error("it is not spare")
 			}
 		},
 		"scaled to none": func(p *testPool) {
@@ -536,14 +560,13 @@ func TestAnUnreadyInstanceGoes(t *testing.T) {
 		p.need().Release()
 		sick.ready.Store(true)
 		time.Sleep(2 * time.Second)
-		if _, _, ok := p.Idle(); ok {
+		if len(p.Spares()) > 0 {
 			t.Error("the only one can be evicted")
 		}
 		p.need().Release()
 		p.awaitState(instancepool.Unready, instancepool.Ready)
-		id, _, ok := p.Idle()
-		if !ok || id != p.rt.Instances()[0].ID() {
-			t.Errorf("Idle() = %s, %t; it is %s that is not ready", id, ok, p.rt.Instances()[0].ID())
+		if spares := p.Spares(); len(spares) != 1 || spares[0].ID != p.rt.Instances()[0].ID() {
+			t.Errorf("Spares() = %v; it is %s that is not ready", spares, p.rt.Instances()[0].ID())
 		}
 	})
 }

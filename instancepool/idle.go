@@ -2,6 +2,7 @@ package instancepool
 
 import (
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -59,9 +60,7 @@ func (p *Pool) idled(i *Instance) {
 	idle := time.Since(i.idleAt)
 	stop, reason := p.tooLong(i, idle)
 	if stop {
-		p.setState(i, Draining)
-		p.askToStop(i, reason)
-		p.expect()
+		p.leaveIdle(i, reason)
 		return
 	}
 	p.goOnIdling(i, time.Now())
@@ -161,9 +160,9 @@ func (p *Pool) lookAt(i *Instance, idle time.Duration) time.Duration {
 func (p *Pool) tooLongAt(idle time.Duration) (time.Duration, bool) {
 	s, at := p.snapshot(), idle
 	switch {
+	case s.Max != 0 && p.ready > max(s.Max, 0):
 	case p.spec.Scaling.Window == 0:
 		return 0, false
-	case s.Max != 0 && p.ready > max(s.Max, 0):
 	case p.ready+p.starting <= max(s.Min, s.Floor):
 		return 0, false
 	case p.ready > 1: // the load of late fades
@@ -234,35 +233,96 @@ func roughly(d time.Duration) time.Duration {
 	return d.Round(time.Second)
 }
 
-// Idle returns the instance that has been idle for longest and could be stopped
-// for the sake of others, and since when; ok is false when there is none.
-func (p *Pool) Idle() (id string, since time.Time, ok bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	s := p.snapshot()
-	spare := p.ready + p.starting - p.kept(s)
-	if p.detached || spare+p.unready <= 0 {
-		return "", time.Time{}, false
-	}
-	for _, i := range p.instances {
-		may := i.state == Unready || i.state == Ready && spare > 0
-		if may && i.inFlight == 0 && (!ok || i.idleAt.Before(since)) {
-			id, since, ok = i.id, i.idleAt, true
-		}
-	}
-	return id, since, ok
+// Spare is an instance that could be stopped for the sake of others.
+type Spare struct {
+	ID string
+	// Since is when it has last been of use.
+	Since time.Time
+	// Prepared is set when it is only prepared: then it has no CPU to give.
+	Prepared bool
 }
 
-// Evict stops an instance, unless it is in use.
+// Spares returns the instances that could be stopped for the sake of others, the one
+// that has been idle for longest first.
+func (p *Pool) Spares() []Spare {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.spares()
+}
+
+// spares is Spares. The caller holds mu. An instance that has only just become idle is
+// none: it is about to be asked again, and would but be missed. Nor are those that the
+// minimum needs.
+func (p *Pool) spares() []Spare {
+	if p.detached {
+		return nil
+	}
+	all := make([]Spare, 0, len(p.prepared))
+	for _, i := range p.instances {
+		if (i.state == Ready && time.Since(i.idleAt) >= p.idleLeast() || i.state == Unready) && i.inFlight == 0 {
+			all = append(all, Spare{ID: i.id, Since: i.idleAt})
+		}
+	}
+	slices.SortStableFunc(all, func(a, b Spare) int { return a.Since.Compare(b.Since) })
+	ready := p.ready + p.starting - p.kept(p.snapshot()) // more than are needed
+	left := ready + p.unready
+	all = slices.DeleteFunc(all, func(s Spare) bool {
+		if left <= 0 {
+			return true
+		}
+		if p.byID(s.ID).state == Ready {
+			if ready <= 0 {
+				return true
+			}
+			ready--
+		}
+		left--
+		return false
+	})
+	for _, a := range p.prepared {
+		all = append(all, Spare{ID: a.ID(), Since: a.since, Prepared: true})
+	}
+	return all
+}
+
+// idleLeast is how long an instance must have been idle to be spare. What is not frozen
+// for being idle says nothing by that. The caller holds mu.
+func (p *Pool) idleLeast() time.Duration {
+	if p.spec.Throttled {
+		return freezeAfter
+	}
+	return time.Second
+}
+
+func (p *Pool) byID(id string) *Instance {
+	at := slices.IndexFunc(p.instances, func(i *Instance) bool { return i.id == id })
+	if at < 0 {
+		return nil
+	}
+	return p.instances[at]
+}
+
+// Evict stops an instance for the sake of others, if it is still spare.
 func (p *Pool) Evict(id, reason string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, i := range p.instances {
-		if i.id == id && (i.state == Ready || i.state == Unready) && i.inFlight == 0 && !p.detached {
-			p.setState(i, Draining)
-			p.askToStop(i, reason)
-			return true
-		}
+	if !slices.ContainsFunc(p.spares(), func(s Spare) bool { return s.ID == id }) {
+		return false
 	}
-	return false
+	if p.giveUp(id) {
+		return true
+	}
+	p.leaveIdle(p.byID(id), reason)
+	return true
+}
+
+// leaveIdle stops an instance that has nothing to do. The caller holds mu.
+func (p *Pool) leaveIdle(i *Instance, reason string) {
+	unready := i.state == Unready
+	p.setState(i, Draining)
+	p.askToStop(i, reason)
+	if unready {
+		p.scale() // there may be another in its place now, which requests may wait for
+	}
+	p.expect()
 }

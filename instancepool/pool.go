@@ -178,6 +178,9 @@ type Pool struct {
 	cpuAt     time.Time   // when that was measured
 	prepared  []*ahead
 	preparing int
+	// After one could not be prepared: until when no other is, and the timer to then.
+	unprepared time.Time
+	reprepare  *time.Timer
 
 	proven      bool // an instance has been ready
 	failures    int  // in a row
@@ -256,8 +259,11 @@ func (p *Pool) AcquireBriefly(ctx context.Context, instance string, arrived time
 			return nil, err
 		}
 		lease := &Lease{instance: g.instance, Cold: g.cold}
-		if g.frozen && p.thaw(g.instance) != nil {
+		if g.frozen && p.thaw(ctx, g.instance) != nil {
 			p.release(g.instance)
+			if ctx.Err() != nil {
+				return nil, context.Cause(ctx)
+			}
 			continue // on another: nothing was sent
 		}
 		if g.waited || g.frozen {
@@ -277,7 +283,10 @@ func (p *Pool) AcquireAwake() (*Lease, error) {
 		return nil, ErrDraining
 	}
 	for _, list := range []*freeList{&p.below, &p.above} {
-		if i := list.head; i != nil {
+		for i := list.head; i != nil; i = i.next {
+			if i.rest != awake { // it is about to be: who waits for that has woken it
+				continue
+			}
 			p.load.advance(time.Now(), p.inFlight, p.waiters.length)
 			p.free--
 			due := i.due
@@ -575,6 +584,7 @@ func (p *Pool) Bound(min, max int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.min, p.max = min, max
+	p.answerAwaits(nil)
 	p.scale()
 	p.lookAgain()
 }
@@ -712,7 +722,7 @@ func (p *Pool) run(i *Instance, h Handle) {
 	checking, stopChecks := context.WithCancel(ctx)
 	defer stopChecks()
 	p.startChecks(checking, i)
-	failed, grace := false, p.opts.StopGrace
+	failed := false
 	for over := false; !over; {
 		select {
 		case e := <-i.news:
@@ -732,13 +742,20 @@ func (p *Pool) run(i *Instance, h Handle) {
 		over = true
 	}
 	stopChecks()
-	if fault := p.faultOf(i); fault != nil {
-		failed, grace = true, 0
-		e := p.event(i, h, Failed, i.stopReason)
-		e.Err, e.Took = fault, time.Since(i.readyAt)
+	fault := p.faultOf(i)
+	if fault == nil {
+		p.end(i, h, failed, p.opts.StopGrace)
+		return
+	}
+	e = p.event(i, h, Failed, i.stopReason)
+	e.Err, e.Took, e.Holds = fault, time.Since(i.readyAt), true
+	p.opts.Observe(e)
+	began = time.Now()
+	if p.end(i, h, true, 0) {
+		e = p.event(i, h, Stopped, i.stopReason)
+		e.Took = time.Since(began)
 		p.opts.Observe(e)
 	}
-	p.end(i, h, failed, grace)
 }
 
 // bringUp starts the instance, unless h is one that runs already, and returns
@@ -932,7 +949,7 @@ func (p *Pool) startFailed(i *Instance, h Handle, err error, began time.Time) {
 func (p *Pool) countFailure(f *StartError, i *Instance) {
 	now := time.Now()
 	same := now.Before(p.retryAt)
-	outage := errors.Is(f.Err, ErrUnavailable)
+	outage, noRoom := errors.Is(f.Err, ErrUnavailable), errors.Is(f.Err, ErrNoRoom)
 	if outage {
 		f.Reason = "ResourcesUnavailable"
 		if p.outages == 0 || i.born.Sub(p.outageAt) > outagePatience {
@@ -947,7 +964,7 @@ func (p *Pool) countFailure(f *StartError, i *Instance) {
 		if now.Sub(p.outageSince) < outagePatience {
 			return
 		}
-	} else if errors.Is(f.Err, ErrNoRoom) {
+	} else if noRoom {
 		f.Reason = "ResourcesUnavailable"
 		p.retryAt = now.Add(failureBackoffMin)
 	} else {
@@ -965,7 +982,7 @@ func (p *Pool) countFailure(f *StartError, i *Instance) {
 		f.Reason = known.Reason()
 	}
 	p.failure = f
-	if !outage {
+	if !outage && !noRoom || errors.Is(f.Err, ErrTooLarge) {
 		p.answerAwaits(p.failureNow())
 	}
 	if p.alive() == 0 {
@@ -1039,8 +1056,8 @@ func (p *Pool) broke(i *Instance, failure *StartError) {
 }
 
 // end stops what still runs, within grace, and removes what is left of an
-// instance. That it has failed has been told.
-func (p *Pool) end(i *Instance, h Handle, failed bool, grace time.Duration) {
+// instance, unless it lets go in the middle. That it has failed is told by others.
+func (p *Pool) end(i *Instance, h Handle, failed bool, grace time.Duration) (ended bool) {
 	began := time.Now()
 	i.carrier.close()
 	if !failed {
@@ -1053,7 +1070,7 @@ func (p *Pool) end(i *Instance, h Handle, failed bool, grace time.Duration) {
 		i.sockets.part()
 	}
 	if p.ctx.Err() != nil {
-		return // let go in the middle: the next process finds what is left
+		return false // the next process finds what is left
 	}
 	p.mu.Lock()
 	p.gone(i)
@@ -1063,6 +1080,7 @@ func (p *Pool) end(i *Instance, h Handle, failed bool, grace time.Duration) {
 		e.Took = time.Since(began)
 		p.opts.Observe(e)
 	}
+	return true
 }
 
 // remove stops an instance and everything it had. A runtime that cannot now does
@@ -1144,6 +1162,7 @@ func (p *Pool) suspect(i *Instance) {
 		} else {
 			p.makeReady(i)
 			p.handOver(false)
+			p.answerAwaits(nil)
 		}
 		if i.inFlight == 0 {
 			p.startIdling(i, i.since, i.since)
@@ -1158,8 +1177,9 @@ type await struct {
 	result chan error
 }
 
-// Await starts instances until n are ready, and returns nil then, or why the
-// first that failed did. An engine that does not answer is waited for.
+// Await starts instances until n are ready, or as many as there may be, and returns nil
+// then, or why the first that failed did. An engine that does not answer is waited for,
+// and so is room on the host.
 func (p *Pool) Await(ctx context.Context, n int) error {
 	if p.spec.MaxInstances > 0 {
 		n = min(n, p.spec.MaxInstances)
@@ -1196,8 +1216,16 @@ func (p *Pool) Await(ctx context.Context, n int) error {
 // answerAwaits answers those who wait for fewer instances than are ready, or
 // all with a failure. The caller holds mu.
 func (p *Pool) answerAwaits(failure error) {
+	if len(p.awaiting) == 0 {
+		return
+	}
+	most := p.snapshot().Max
 	for _, a := range p.awaiting {
-		if failure == nil && p.ready < a.n {
+		n := a.n
+		if most > 0 {
+			n = min(n, most)
+		}
+		if failure == nil && (p.ready < n || most < 0) {
 			continue
 		}
 		select {
@@ -1318,7 +1346,7 @@ func (p *Pool) Detach() {
 }
 
 func (p *Pool) stopTimers() {
-	for _, t := range []*time.Timer{p.retry, p.again, p.due, p.deadline} {
+	for _, t := range []*time.Timer{p.retry, p.again, p.due, p.deadline, p.reprepare} {
 		if t != nil {
 			t.Stop()
 		}

@@ -1257,6 +1257,38 @@ func TestAwait(t *testing.T) {
 			equal(t, "running", len(p.rt.Running()), 0)
 		})
 	})
+	t.Run("not more than the service's share", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			p := start(t, revision(1))
+			p.Bound(0, 1)
+			if err := p.Await(t.Context(), 3); err != nil {
+				t.Fatal(err)
+			}
+			equal(t, "starts", p.rt.Attempts(), 1)
+			p.Bound(0, 3)
+			p.rt.Plan(pooltest.Plan{Hang: true})
+			time.AfterFunc(time.Second, func() { p.Bound(0, 1) })
+			if err := p.Await(t.Context(), 3); err != nil {
+				t.Fatal(err)
+			}
+		})
+	})
+	t.Run("what was suspected counts when it is back", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			rev := revision(1)
+			rev.Spec().MaxInstances = 1
+			p := start(t, rev)
+			lease := p.need()
+			p.instance(lease).ReadyAt(time.Now().Add(time.Second))
+			lease.Suspect()
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			if err := p.Await(ctx, 1); err != nil {
+				t.Fatal(err)
+			}
+			lease.Release()
+		})
+	})
 	t.Run("not more than the maximum", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			rev := revision(1)

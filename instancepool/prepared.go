@@ -2,12 +2,16 @@ package instancepool
 
 import (
 	"context"
+	"slices"
 	"time"
 )
 
 // discardTimeout bounds the removal of an instance that was prepared in vain: a
 // pool that lets go waits for it. What is left then is the engine's to remove.
 const discardTimeout = 3 * time.Second
+
+// prepareRetry is the pause of a pool after an instance could not be prepared.
+const prepareRetry = 30 * time.Second
 
 // ahead is an instance that is prepared.
 type ahead struct {
@@ -32,6 +36,9 @@ func (p *Pool) Prepare(ctx context.Context) error {
 	defer p.mu.Unlock()
 	p.preparing--
 	if err != nil {
+		if p.unprepared = time.Now().Add(prepareRetry); p.opts.Short != nil && !p.detached && p.phase == open {
+			p.reprepare = reset(p.reprepare, prepareRetry, p.opts.Short)
+		}
 		return err
 	}
 	a := &ahead{made, time.Now()}
@@ -54,7 +61,7 @@ func (p *Pool) WantsPrepared() bool {
 // has to prove that it works first.
 func (p *Pool) wantsPrepared() bool {
 	return p.opts.Ahead != nil && !p.detached && p.phase == open && p.proven && p.failure == nil && p.rev.Pinned() &&
-		len(p.prepared)+p.preparing < p.opts.Prepared()
+		!time.Now().Before(p.unprepared) && len(p.prepared)+p.preparing < p.opts.Prepared()
 }
 
 // takePrepared returns an instance that is prepared, or nil. The caller holds mu.
@@ -70,18 +77,16 @@ func (p *Pool) takePrepared() *ahead {
 	return a
 }
 
-// GiveUp removes one instance that is prepared, and reports whether there was
-// one.
-func (p *Pool) GiveUp() (id string, ok bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if len(p.prepared) == 0 {
-		return "", false
+// giveUp removes the instance of that ID if it is only prepared, and reports whether
+// it was. The caller holds mu.
+func (p *Pool) giveUp(id string) bool {
+	at := slices.IndexFunc(p.prepared, func(a *ahead) bool { return a.ID() == id })
+	if at < 0 {
+		return false
 	}
-	a := p.prepared[len(p.prepared)-1]
-	p.prepared = p.prepared[:len(p.prepared)-1]
-	p.discardLater(a)
-	return a.ID(), true
+	p.discardLater(p.prepared[at])
+	p.prepared = slices.Delete(p.prepared, at, at+1)
+	return true
 }
 
 // dropPrepared removes all that is prepared. The caller holds mu.

@@ -34,12 +34,13 @@ func TestPreparedInstances(t *testing.T) {
 		equal(t, "waited for a prepared one", second.Waited, 15*time.Millisecond)
 		equal(t, "it keeps its name", second.Instance().ID(), name)
 		equal(t, "wants more", p.WantsPrepared(), true)
-		if _, ok := p.GiveUp(); !ok {
-			t.Fatal("there is one to give up")
+		spares := p.Spares()
+		if len(spares) != 1 || !spares[0].Prepared || !p.Evict(spares[0].ID, "its room is needed") {
+			t.Fatalf("there is one to give up: %v", spares)
 		}
 		synctest.Wait()
 		equal(t, "prepared", p.rt.Prepared(), 0)
-		if _, ok := p.GiveUp(); ok {
+		if len(p.Spares()) > 0 || p.Evict(spares[0].ID, "again") {
 			t.Fatal("there is none left to give up")
 		}
 		if err := p.Prepare(t.Context()); err != nil {

@@ -32,9 +32,9 @@ const (
 // it is known what it holds.
 type budget struct {
 	size func() (instancepool.Capacity, error)
-	// makeRoom has something stopped, of which memory or also CPU is needed. It is
-	// called without mu.
-	makeRoom func(cpu bool) (id string, ok bool)
+	// spares are what could be stopped for the sake of others, those first that are to go
+	// first. It and its results are called without mu.
+	spares func() []spare
 
 	mu      sync.Mutex // guards all below
 	limits  Limits
@@ -66,8 +66,14 @@ type claim struct {
 	need room
 }
 
-func newBudget(limits Limits, engine instancepool.Runtime, makeRoom func(cpu bool) (string, bool)) *budget {
-	b := &budget{limits: limits, makeRoom: makeRoom, held: make(map[string]room), leaving: make(map[string]bool), changed: make(chan struct{})}
+// spare is an instance that could be stopped for the sake of others.
+type spare struct {
+	instancepool.Spare
+	evict func() bool // false if it is in use by now
+}
+
+func newBudget(limits Limits, engine instancepool.Runtime, spares func() []spare) *budget {
+	b := &budget{limits: limits, spares: spares, held: make(map[string]room), leaving: make(map[string]bool), changed: make(chan struct{})}
 	if s, ok := engine.(instancepool.Sizer); ok {
 		b.size = s.Capacity
 	}
@@ -75,17 +81,32 @@ func newBudget(limits Limits, engine instancepool.Runtime, makeRoom func(cpu boo
 }
 
 // roomError says why there is no room.
-type roomError struct{ need, free, total room }
+type roomError struct {
+	need, free, total room
+	never             bool // not even if all others went
+}
 
 func (e *roomError) Error() string {
 	need, free, total := inMiB(e.need.memory), inMiB(e.free.memory), inMiB(e.total.memory)
-	if e.need.memory <= e.free.memory {
+	enough := e.free.memory
+	if e.never {
+		enough = e.total.memory
+	}
+	if e.need.memory <= enough || e.total.memory == 0 {
 		need, free, total = inCPUs(e.need.cpu), inCPUs(e.free.cpu), inCPUs(e.total.cpu)
+	}
+	if e.never {
+		return fmt.Sprintf("%v: it may use %s, and all instances together %s", instancepool.ErrNoRoom, need, total)
 	}
 	return fmt.Sprintf("%v: it may use %s, %s of %s are free, and nothing idle can go", instancepool.ErrNoRoom, need, free, total)
 }
 
-func (e *roomError) Unwrap() error { return instancepool.ErrNoRoom }
+func (e *roomError) Unwrap() error {
+	if e.never {
+		return instancepool.ErrTooLarge
+	}
+	return instancepool.ErrNoRoom
+}
 
 func inMiB(n int64) string { return fmt.Sprintf("%d MiB", max(0, n)>>20) }
 
@@ -174,7 +195,7 @@ func (b *budget) take(ctx context.Context, id string, need room) error {
 			b.mu.Lock()
 			defer b.mu.Unlock()
 			free, total := b.free()
-			return &roomError{need, free, total}
+			return &roomError{need: need, free: free, total: total}
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
@@ -194,7 +215,7 @@ func (b *budget) try(c *claim) (granted bool, changed <-chan struct{}, err error
 		free, total := b.free()
 		free = free.plus(b.held[c.id]) // it may have been prepared
 		if total.memory > 0 && c.need.memory > total.memory || total.cpu > 0 && c.need.cpu > total.cpu {
-			return false, nil, &roomError{c.need, free, total}
+			return false, nil, &roomError{need: c.need, free: free, total: total, never: true}
 		}
 		if c.need.in(free) {
 			b.hold(c.id, c.need)
@@ -203,18 +224,55 @@ func (b *budget) try(c *claim) (granted bool, changed <-chan struct{}, err error
 		for id := range b.leaving {
 			free = free.plus(b.held[id])
 		}
-		if c.need.in(free) {
-			return false, changed, nil // it will do when they are gone
+		if c.need.in(free) || !b.evict(c.need, free) {
+			return false, changed, nil // it will do when they are gone; or there is nothing to be done
 		}
-		b.mu.Unlock()
-		id, ok := b.makeRoom(c.need.cpu > free.cpu)
-		b.mu.Lock()
-		if !ok {
-			return false, changed, nil
-		}
-		b.leaving[id] = true
-		b.evicted++
 	}
+}
+
+// evict has the first of the spares stopped that gives what need has too little of,
+// and reports whether it did. It stops none if all of them together would not be
+// enough. The caller holds mu, which is free meanwhile.
+func (b *budget) evict(need, free room) bool {
+	b.mu.Unlock()
+	all := b.spares()
+	b.mu.Lock()
+	all = slices.DeleteFunc(all, func(s spare) bool {
+		gives := b.held[s.ID]
+		return b.leaving[s.ID] || (need.memory <= free.memory || gives.memory == 0) && (need.cpu <= free.cpu || gives.cpu == 0)
+	})
+	for _, s := range b.enough(need, free, all) {
+		b.mu.Unlock()
+		gone := s.evict()
+		b.mu.Lock()
+		if !gone {
+			continue // a request has come to it meanwhile
+		}
+		b.evicted++
+		if _, held := b.held[s.ID]; held {
+			b.leaving[s.ID] = true
+		}
+		return true
+	}
+	return false
+}
+
+// enough are the first of all that give what need has too little of, without those that
+// the later ones make superfluous; none if all of them do not. The caller holds mu.
+func (b *budget) enough(need, free room, all []spare) []spare {
+	for i, s := range all {
+		if free = free.plus(b.held[s.ID]); need.in(free) {
+			return slices.DeleteFunc(all[:i+1], func(s spare) bool {
+				without := free.minus(b.held[s.ID])
+				if need.in(without) {
+					free = without
+					return true
+				}
+				return false
+			})
+		}
+	}
+	return nil
 }
 
 func (b *budget) leave(c *claim) {
@@ -278,7 +336,7 @@ func (b *budget) follow(e instancepool.Event, limit room) {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		b.hold(e.Instance, limit)
-	case e.State == instancepool.Stopped, e.State == instancepool.Failed:
+	case e.State == instancepool.Stopped, e.State == instancepool.Failed && !e.Holds:
 		b.drop(e.Instance)
 	}
 }

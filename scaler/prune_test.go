@@ -3,6 +3,7 @@ package scaler
 import (
 	"context"
 	"errors"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -65,7 +66,8 @@ func TestPrune(t *testing.T) {
 		time.Sleep(3 * pruneAfter)
 		synctest.Wait()
 		equal(t, "attempts", len(rt.Pruned()), len(pruned)+3)
-		equal(t, "told", h.told(""), []string{"prune_failed", "prune_failed", "prune_failed"})
+		told := slices.DeleteFunc(h.told(""), func(kind string) bool { return kind == "removed" })
+		equal(t, "told", told, []string{"prune_failed", "prune_failed", "prune_failed"})
 		rt.FailPrune(nil)
 		time.Sleep(time.Hour)
 		equal(t, "attempts in the end", len(rt.Pruned()), len(pruned)+4)

@@ -210,7 +210,7 @@ func New(opts Options) *Scaler {
 		found: make(map[string][]instancepool.Handle),
 		own:   make(map[string]bool),
 	}
-	s.budget = newBudget(opts.Limits, opts.Runtime, s.makeRoom)
+	s.budget = newBudget(opts.Limits, opts.Runtime, s.spares)
 	s.prepared.Store(int64(opts.Limits.Prepared))
 	opts.Registry.Changed = s.follow
 	opts.Registry.Removed = func(string) { s.pruneSoon() }
@@ -265,7 +265,7 @@ func (s *Scaler) load() {
 // find notes what runs and was not started by this process.
 func (s *Scaler) find(handles []instancepool.Handle) {
 	s.mu.Lock()
-	ready, own := s.ready, s.own
+	ready, own := s.ready, maps.Clone(s.own) // claim may add to it
 	s.mu.Unlock()
 	byService := make(map[string][]instancepool.Handle)
 	for _, h := range handles {
@@ -409,7 +409,20 @@ func (s *Scaler) discard(h instancepool.Handle, reason string) {
 			e.State = instancepool.Failed
 		}
 		s.opts.Observer.Instance(e)
+		if !s.registry.Known(e.Service) && !s.retires(e.Service) {
+			s.opts.Observer.Revision(RevisionEvent{Kind: "removed", Service: e.Service})
+		}
 	})
+}
+
+// retires tells whether there are instances of a service that nobody wants.
+func (s *Scaler) retires(name string) bool {
+	found := false
+	s.retiring.Range(func(svc, _ any) bool {
+		found = svc.(*service).name == name
+		return !found
+	})
+	return found
 }
 
 // Declare makes services wanted by owner, a config, in addition to what other

@@ -907,6 +907,29 @@ func TestPullIsShown(t *testing.T) {
 	})
 }
 
+// Instances are started while those of an earlier process are still being looked for.
+func TestFindBesideClaims(t *testing.T) {
+	bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
+		s := New(Options{Runtime: rt, Observer: &host{t: t, rt: rt}})
+		rev := revisions.New("hello", "hello-00001", 1, &revisions.Spec{})
+		var left []instancepool.Handle
+		for i := range 100 {
+			left = append(left, rt.Leave(fmt.Sprint("hello-00001-", i), rev, pooltest.Plan{}))
+		}
+		var claims sync.WaitGroup
+		claims.Go(func() {
+			for i := range 1000 {
+				s.claim(fmt.Sprint(i))
+			}
+		})
+		s.find(left)
+		claims.Wait()
+		if err := s.Close(context.Background(), Keep); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func TestAnImageThatCannotBeHad(t *testing.T) {
 	bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
 		rt.Image(func(context.Context, string) (string, error) {

@@ -409,7 +409,7 @@ func explain(rev *revisions.Revision, err error) (reason, message string) {
 // shows what keeps it waiting.
 func (v *service) observe(d *deployment, e instancepool.Event) {
 	v.s.opts.Observer.Instance(e)
-	if errors.Is(e.Err, instancepool.ErrUnavailable) {
+	if errors.Is(e.Err, instancepool.ErrUnavailable) || errors.Is(e.Err, instancepool.ErrNoRoom) {
 		v.s.wg.Go(func() { v.await(d, e.Err) })
 	}
 	if d.rev.Readiness() == revisions.ReadinessTrue || (e.State != instancepool.Ready && e.State != instancepool.Failed) {

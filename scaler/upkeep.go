@@ -2,6 +2,7 @@ package scaler
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/fairway-run/fairway/instancepool"
@@ -13,9 +14,8 @@ const (
 	// prepareTimeout bounds the preparation of one instance.
 	prepareTimeout = time.Minute
 	// quietEvery is how often it is looked at whether the host is quiet enough to
-	// prepare an instance; prepareRetry is the pause after one could not be.
-	quietEvery   = 100 * time.Millisecond
-	prepareRetry = 30 * time.Second
+	// prepare an instance.
+	quietEvery = 100 * time.Millisecond
 )
 
 // stir has the instances of a pool measured from time to time, until none of them
@@ -98,36 +98,27 @@ func (s *Scaler) pools(f func(*instancepool.Pool) bool) {
 	s.services.Range(func(_, v any) bool { return each(v.(*service)) })
 }
 
-// makeRoom gives up what costs least: an instance that is only prepared, unless
-// CPU is needed, of which that has none; or else the one, of all services, that has
-// been idle for longest.
-func (s *Scaler) makeRoom(cpu bool) (id string, ok bool) {
-	if !cpu {
-		s.pools(func(p *instancepool.Pool) bool {
-			id, ok = p.GiveUp()
-			return !ok
-		})
-	}
-	if ok {
-		return id, true
-	}
-	for {
-		var oldest time.Time
-		var of *instancepool.Pool
-		s.pools(func(p *instancepool.Pool) bool {
-			if i, since, ok := p.Idle(); ok && (of == nil || since.Before(oldest)) {
-				id, oldest, of = i, since, p
-			}
-			return true
-		})
-		if of == nil {
-			return "", false
+// spares are the instances that could be stopped for the sake of others: first those
+// that are only prepared, which cost least, and then the ones, of all services, that
+// have been idle for longest.
+func (s *Scaler) spares() []spare {
+	var all []spare
+	s.pools(func(p *instancepool.Pool) bool {
+		for _, i := range p.Spares() {
+			all = append(all, spare{i, func() bool { return p.Evict(i.ID, "its room is needed") }})
 		}
-		if of.Evict(id, "its room is needed") {
-			return id, true
+		return true
+	})
+	slices.SortStableFunc(all, func(a, b spare) int {
+		switch {
+		case a.Prepared == b.Prepared:
+			return a.Since.Compare(b.Since)
+		case a.Prepared:
+			return -1
 		}
-		// A request has come to it meanwhile.
-	}
+		return 1
+	})
+	return all
 }
 
 // prepareSoon has instances prepared.
@@ -181,7 +172,7 @@ func (s *Scaler) prepareOne() (pause time.Duration) {
 	ctx, cancel := context.WithTimeout(s.ctx, prepareTimeout)
 	defer cancel()
 	if err := short.Prepare(ctx); err != nil {
-		return prepareRetry
+		return quietEvery // for another service: this one pauses
 	}
 	return time.Millisecond
 }

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
 
 	"github.com/fairway-run/fairway/instancepool"
@@ -103,7 +105,7 @@ func TestThereIsNoCPU(t *testing.T) {
 		equal(t, "used", h.Budget().UsedCPU, 2)
 
 		h.Limit(Limits{Memory: 100 * limit, CPU: 0.5})
-		if _, err := h.Acquire(t.Context(), "old"); !errors.Is(err, instancepool.ErrNoRoom) || !strings.Contains(err.Error(), "it may use 1 CPUs, 0 CPUs of 0.5 CPUs are free") {
+		if _, err := h.Acquire(t.Context(), "old"); !errors.Is(err, instancepool.ErrNoRoom) || !strings.Contains(err.Error(), "it may use 1 CPUs, and all instances together 0.5 CPUs") {
 			t.Fatalf("got %v", err)
 		}
 		more.Release()
@@ -254,5 +256,130 @@ func TestTheMinimumIsShared(t *testing.T) {
 		time.Sleep(time.Hour)
 		synctest.Wait()
 		equal(t, "running", h.running(), map[string]int{"hello-00001": 1, "hello-00002": 3})
+	})
+}
+
+// A start that would not fit either if all that is idle went leaves it alone; and what
+// has only just become idle does not go for the sake of others.
+func TestNothingIsEvictedInVain(t *testing.T) {
+	bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
+		h := bootOn(t, rt, 3*limit-mib)
+		rt.Plan(pooltest.Plan{Usage: instancepool.Usage{Memory: 30 * mib}})
+		h.declare(1, svc(t, "small"), svc(t, "tiny"))
+		for _, name := range []string{"small", "tiny"} {
+			h.need(name).Release()
+			time.Sleep(2 * measureEvery)
+		}
+		rt.Plan(pooltest.Plan{})
+		h.declare(2, svc(t, "busy", "concurrency=1", noTarget), svc(t, "large"))
+		first, second := h.need("busy"), h.need("busy")
+		if _, err := h.Acquire(t.Context(), "large"); !errors.Is(err, instancepool.ErrNoRoom) {
+			t.Fatalf("got %v", err)
+		}
+		equal(t, "evictions", h.Budget().Evictions, 0)
+		equal(t, "running", h.running(), map[string]int{"small-00001": 1, "tiny-00001": 1, "busy-00001": 2})
+		time.Sleep(2 * time.Second) // until a start is tried again
+		second.Release()
+		began := time.Now()
+		h.need("large").Release()
+		if took := time.Since(began); took < 50*time.Millisecond {
+			t.Errorf("what has been idle for %s has gone", took)
+		}
+		synctest.Wait()
+		equal(t, "running in the end", h.running(), map[string]int{"small-00001": 1, "tiny-00001": 1, "busy-00001": 1, "large-00001": 1})
+		equal(t, "evictions in the end", h.Budget().Evictions, 1)
+		first.Release()
+	})
+}
+
+// A deploy waits for room, and says so; unless there can never be enough.
+func TestADeployWaitsForRoom(t *testing.T) {
+	bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
+		h := bootOn(t, rt, 2*limit)
+		h.create("hello", "concurrency=1")
+		h.create("busy", "concurrency=1")
+		busy := []*instancepool.Lease{h.need("busy"), h.need("busy")}
+		h.deploy("hello", "app:2")
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if got := h.condition("hello-00002"); !strings.HasPrefix(got, "Unknown") || !strings.Contains(got, "no room") {
+			t.Errorf("while there is no room: %s", got)
+		}
+		busy[0].Release()
+		time.Sleep(30 * time.Second)
+		synctest.Wait()
+		equal(t, "when there is", h.condition("hello-00002"), "True")
+		busy[1].Release()
+
+		h.Limit(Limits{Memory: limit / 2})
+		h.deploy("hello", "app:3")
+		synctest.Wait()
+		if got := h.condition("hello-00003"); !strings.HasPrefix(got, "False") || !strings.Contains(got, "it may use 512 MiB, and all instances together 256 MiB") {
+			t.Errorf("too large: %s", got)
+		}
+	})
+}
+
+// What cannot be prepared for one service is for the others.
+func TestPreparationGoesOnWithOthers(t *testing.T) {
+	bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
+		h := bootOn(t, rt, 10*limit)
+		settings := []string{"concurrency=1", "run.fairway/prepared=1", noTarget}
+		breaks := func(service string) {
+			rt.PlanFor(func(s instancepool.StartSpec) pooltest.Plan {
+				if s.Revision.Service == service {
+					return pooltest.Plan{AheadErr: errors.New("the secret is gone")}
+				}
+				return pooltest.Plan{}
+			})
+		}
+		h.declare(1, svc(t, "one", settings...), svc(t, "two", settings...))
+		for _, broken := range []string{"one", "two"} { // whichever is looked at first
+			breaks(broken)
+			for _, name := range []string{"one", "two"} {
+				h.need(name).Release() // for which what is prepared is used
+			}
+			time.Sleep(time.Minute)
+			equal(t, "prepared while "+broken+" cannot be", rt.Prepared(), 1)
+			time.Sleep(20 * time.Minute) // until all is stopped
+		}
+		breaks("")
+		time.Sleep(time.Minute)
+		equal(t, "prepared, when it works again", rt.Prepared(), 2)
+	})
+}
+
+// What an instance that has failed holds is not given to others before it has ended.
+func TestRoomIsFreeWhenAFailedInstanceHasEnded(t *testing.T) {
+	bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
+		h := bootOn(t, rt, limit)
+		var sick atomic.Bool
+		rt.PlanFor(func(instancepool.StartSpec) pooltest.Plan {
+			return pooltest.Plan{KillTime: 10 * time.Second, Exec: func(context.Context, string, []string) error {
+				if sick.Load() {
+					return errors.New("sick")
+				}
+				return nil
+			}}
+		})
+		h.create("hello", noTarget)
+		h.change("hello", func(svc *servingv1.Service) {
+			svc.Spec.Template.Spec.Containers[0].LivenessProbe = &corev1.Probe{
+				PeriodSeconds: 10, FailureThreshold: 1,
+				ProbeHandler: corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"check"}}},
+			}
+		})
+		time.Sleep(time.Hour)
+		lease := h.need("hello")
+		sick.Store(true)
+		time.Sleep(15 * time.Second)
+		synctest.Wait()
+		equal(t, "running", len(rt.Running()), 1)
+		equal(t, "used while it is being killed", h.Budget().Used, int64(limit))
+		sick.Store(false)
+		lease.Release()
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		equal(t, "used in the end", h.Budget().Used, int64(0))
 	})
 }

@@ -39,14 +39,16 @@ type Plan struct {
 	ExitCode  int
 	// IgnoreTerm makes it run until SIGKILL.
 	IgnoreTerm bool
-	// StopTime is how long it takes to end after SIGTERM.
-	StopTime time.Duration
+	// StopTime is how long it takes to end after SIGTERM, KillTime after SIGKILL.
+	StopTime, KillTime time.Duration
 	// Log is what it has written.
 	Log string
 	// FreezeTime and ThawTime are what Freeze and Thaw take; FreezeErr and ThawErr
 	// are what they return instead of doing it.
 	FreezeTime, ThawTime time.Duration
 	FreezeErr, ThawErr   error
+	// AheadErr is what Prepare returns instead of an instance.
+	AheadErr error
 	// PreparedStart is what the start of an instance takes that was prepared, in
 	// StartTime; PreparedErr is what it returns instead.
 	PreparedStart time.Duration
@@ -237,6 +239,9 @@ func (rt *Runtime) Prepare(ctx context.Context, spec instancepool.StartSpec) (in
 	rt.mu.Lock()
 	plan := rt.plan(spec)
 	rt.mu.Unlock()
+	if plan.AheadErr != nil {
+		return nil, plan.AheadErr
+	}
 	if err := wait(ctx, plan.StartTime-plan.PreparedStart); err != nil {
 		return nil, err
 	}
@@ -638,8 +643,8 @@ func (i *Instance) Stop(ctx context.Context, grace time.Duration) error {
 		i.end.Stop()
 	}
 	takes, code := plan.StopTime, 0
-	if plan.IgnoreTerm || takes > grace {
-		takes, code = grace, 137
+	if plan.IgnoreTerm || takes > grace || grace == 0 {
+		takes, code = grace+plan.KillTime, 137
 	}
 	if takes > 0 && !i.hasExited() {
 		t := time.NewTimer(takes)

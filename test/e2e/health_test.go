@@ -254,7 +254,7 @@ func TestProbesOfSidecars(t *testing.T) {
 			"livenessProbe": {"exec": {"command": ["/app", "check", "/healthz?name=live"]}, "periodSeconds": 1, "timeoutSeconds": 1, "failureThreshold": 1}`),
 		sidecar("grpc", 9003, `"startupProbe": {"grpc": {"port": 9003}}, "readinessProbe": {"grpc": {"port": 9003}}`)))
 	h.awaitReady("hello", "hello-00001")
-	if took := h.logged("instance ready")[0]["took_probe"]; took == nil || took.(float64) < least.Seconds() {
+	if took := h.logged("instance ready")[0]["took_probe"]; took == nil || took.(float64) < 0.9*least.Seconds() { // two clocks, of which one was read a moment later
 		t.Errorf("it was ready after %v; want %s", took, least)
 	}
 	if got := h.asked("hello.run.test", "/"); got.status != http.StatusOK {

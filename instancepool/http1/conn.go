@@ -249,7 +249,11 @@ func (c *conn) readHead(r *Request) error {
 	}
 	x.heard = true
 	for {
-		resp, err := http.ReadResponse(c.br, asked(r.Method)) //nolint:bodyclose // the exchange ends it
+		var err error
+		resp := readPlain(c.br, asked(r.Method)) //nolint:bodyclose // the exchange ends it
+		if resp == nil {
+			resp, err = http.ReadResponse(c.br, asked(r.Method)) //nolint:bodyclose // as above
+		}
 		if err != nil {
 			if errors.Is(err, io.ErrUnexpectedEOF) {
 				err = fmt.Errorf("the server closed the connection in the middle of its answer: %w", err)

@@ -32,6 +32,15 @@ func (x *Exchange) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// Rest returns what is left of the response's body, if that is known to have come: then
+// it counts as read. It is valid until End, and not to be changed.
+func (x *Exchange) Rest() ([]byte, bool) {
+	if b, ok := x.Response.Body.(*sizedBody); ok {
+		return b.rest()
+	}
+	return nil, false
+}
+
 // Buffered tells whether more of the response has come than was read.
 func (x *Exchange) Buffered() bool { return x.c.br.Buffered() > 0 }
 

@@ -186,6 +186,17 @@ func (b *sizedBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// rest returns what is left, if all of it has come. It is valid until br is read again.
+func (b *sizedBody) rest() ([]byte, bool) {
+	if b.br == nil || b.left > int64(b.br.Buffered()) {
+		return nil, false
+	}
+	p, _ := b.br.Peek(int(b.left))
+	_, _ = b.br.Discard(len(p))
+	b.left = 0
+	return p, true
+}
+
 // Close implements io.Closer.
 func (b *sizedBody) Close() error {
 	b.br = nil

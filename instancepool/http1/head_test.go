@@ -209,14 +209,72 @@ func TestAResponseIsKept(t *testing.T) {
 		t.Fatal(err)
 	}
 	kept := x.Response
-	if body, err := io.ReadAll(x); err != nil || string(body) != "hello" {
-		t.Fatalf("%q, %v", body, err)
+	if rest, ok := x.Rest(); !ok || string(rest) != "hello" {
+		t.Fatalf("%q, %v", rest, ok)
 	}
 	x.End(true)
 	mustSend(t, tr, get(), "{\"ok\": false}")
 	if kept.Status != "200 OK" || kept.Header.Get("Server") != "nginx/1.27.3" || kept.Header.Get("Etag") != "\"6592-267\"" || len(kept.Header) != 8 {
 		t.Errorf("%s %q", kept.Status, kept.Header)
 	}
+}
+
+func TestRest(t *testing.T) {
+	more := make(chan struct{})
+	_, tr := newBackend(t, func(_ int64, c *serverConn) {
+		for {
+			switch head := c.head(); {
+			case head == "":
+				return
+			case strings.HasPrefix(head, "GET /late"):
+				c.say("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nok")
+				<-more
+				c.say(", ")
+			case strings.HasPrefix(head, "GET /chunks"):
+				c.say("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n")
+			default:
+				c.say(okay)
+			}
+		}
+	})
+	open := func(method, target string) *Exchange {
+		r := get()
+		r.Method, r.Target = method, target
+		x, err := tr.Send(t.Context(), r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return x
+	}
+	x := open("GET", "/")
+	if n, err := x.Read(make([]byte, 1)); n != 1 || err != nil {
+		t.Fatal(n, err)
+	}
+	if rest, ok := x.Rest(); !ok || string(rest) != "k" {
+		t.Errorf("after a byte of it, the rest is %q, %v", rest, ok)
+	}
+	if n, err := x.Read(make([]byte, 1)); n != 0 || err != io.EOF { //nolint:errorlint // as readers return it
+		t.Errorf("after all of it: %d, %v", n, err)
+	}
+	x.End(true)
+	for _, target := range []string{"/late", "/chunks"} {
+		x = open("GET", target)
+		if rest, ok := x.Rest(); ok {
+			t.Errorf("%s: %q is all", target, rest)
+		}
+		if target == "/late" {
+			close(more)
+		}
+		if body, err := io.ReadAll(x); err != nil || !strings.HasPrefix(string(body), "ok") {
+			t.Errorf("%s: %q, %v", target, body, err)
+		}
+		x.End(true)
+	}
+	x = open("HEAD", "/nobody")
+	if rest, ok := x.Rest(); ok {
+		t.Errorf("HEAD: %q is all", rest)
+	}
+	x.End(false)
 }
 
 func TestSizedBody(t *testing.T) {
@@ -229,6 +287,9 @@ func TestSizedBody(t *testing.T) {
 		if body, err := io.ReadAll(b); !errors.Is(err, io.ErrUnexpectedEOF) {
 			t.Errorf("a body that ends early: %q, %v", body, err)
 		}
+	}
+	if rest, ok := b.rest(); ok {
+		t.Errorf("its rest is %q", rest)
 	}
 	b = sized(strings.NewReader("hello"), 5)
 	b.Close()

@@ -281,6 +281,12 @@ func (x *exchange) relayBody(w http.ResponseWriter, r *http.Request, e *http1.Ex
 	if stream && (r.ProtoMajor == 1 && r.ProtoMinor == 0 || !e.Buffered()) {
 		_ = http.NewResponseController(w).Flush()
 	}
+	if rest, ok := e.Rest(); ok {
+		if _, err := w.Write(rest); err != nil {
+			return false, fmt.Errorf("writing: %w", err)
+		}
+		return true, nil
+	}
 	spec := x.lease.Revision().Spec()
 	if spec.AnswerWithin() < spec.Timeout {
 		e.ReadBy(x.readBy())

@@ -3,6 +3,8 @@ package caddymodule
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -127,10 +129,40 @@ func registerMetrics(registry *prometheus.Registry) error {
 	return nil
 }
 
+// admission counts the requests that a revision gets. To find its series anew for each
+// request costs more than to count it.
+type admission struct {
+	total  prometheus.Counter
+	waited prometheus.Observer
+}
+
+type revisionName struct{ service, revision string }
+
+// admissions has those whose series there are.
+var (
+	admissionsMu sync.RWMutex // guards admissions, and that the series are the same
+	admissions   = make(map[revisionName]admission)
+)
+
+func admissionOf(of revisionName) admission {
+	admissionsMu.RLock()
+	a, ok := admissions[of]
+	admissionsMu.RUnlock()
+	if ok {
+		return a
+	}
+	admissionsMu.Lock()
+	defer admissionsMu.Unlock()
+	a = admission{requestsTotal.WithLabelValues(of.service, of.revision, "admitted"), queueSeconds.WithLabelValues(of.service)}
+	admissions[of] = a
+	return a
+}
+
 func countAcquired(lease *instancepool.Lease) {
 	rev := lease.Revision()
-	requestsTotal.WithLabelValues(rev.Service, rev.Name, "admitted").Inc()
-	queueSeconds.WithLabelValues(rev.Service).Observe(lease.Waited.Seconds())
+	a := admissionOf(revisionName{rev.Service, rev.Name})
+	a.total.Inc()
+	a.waited.Observe(lease.Waited.Seconds())
 }
 
 func countRefused(service, outcome string) {
@@ -151,10 +183,17 @@ func countInstance(ev instancepool.Event) {
 // countRevision forgets the series of a revision or a service that is gone, so that
 // their number does not grow with the number of deploys.
 func countRevision(ev scaler.RevisionEvent) {
+	if ev.Kind != "retired" && ev.Kind != "removed" {
+		return
+	}
+	admissionsMu.Lock()
+	defer admissionsMu.Unlock()
 	switch ev.Kind {
 	case "retired":
+		delete(admissions, revisionName{ev.Service, ev.Revision})
 		requestsTotal.DeletePartialMatch(prometheus.Labels{"service": ev.Service, "revision": ev.Revision})
 	case "removed":
+		maps.DeleteFunc(admissions, func(name revisionName, _ admission) bool { return name.service == ev.Service })
 		of := prometheus.Labels{"service": ev.Service}
 		requestsTotal.DeletePartialMatch(of)
 		queueSeconds.DeletePartialMatch(of)

@@ -14,7 +14,6 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	"github.com/fairway-run/fairway/instancepool"
-	"github.com/fairway-run/fairway/instancepool/http1"
 )
 
 type exchangeKey struct{}
@@ -38,9 +37,7 @@ type exchange struct {
 	// cut is set when the response's time was over before the response: what has begun
 	// without saying how long it would be ends as if that were all (Knative).
 	cut bool
-
-	message http1.Request
-	fields  [7]http1.Field // room for those of message
+	own bool // forward has sent it, and not reverse_proxy
 }
 
 func exchangeOf(r *http.Request) (*exchange, error) {
@@ -112,7 +109,7 @@ func (x *exchange) readBy() time.Time {
 func (x *exchange) pauses() bool { return x.lease.Revision().Spec().StreamIdle > 0 }
 
 func (x *exchange) placeholder(key string) (any, bool) {
-	if name, ok := strings.CutPrefix(key, "http.reverse_proxy."); ok && x.message.Method != "" {
+	if name, ok := strings.CutPrefix(key, "http.reverse_proxy."); ok && x.own {
 		return x.proxyPlaceholder(name)
 	}
 	switch key {

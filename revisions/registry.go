@@ -36,6 +36,10 @@ type Options struct {
 	// Changed is called after each change of a service that others must follow,
 	// outside of all locks, at times more than once for one change.
 	Changed func(service string)
+	// Routing tells where the requests of a service get to by now, or nil if that is
+	// not known. It must return at once and not call the registry. Who changes it
+	// other than within Changed calls Confirm. Default: wherever they should.
+	Routing func(service string) *Routing
 	// Created is called for each new revision before anybody can see it. It must
 	// not change its service.
 	Created func(*Revision)
@@ -86,6 +90,9 @@ type record struct {
 func NewRegistry(opts Options) *Registry {
 	if opts.Changed == nil {
 		opts.Changed = func(string) {}
+	}
+	if opts.Routing == nil {
+		opts.Routing = func(string) *Routing { return nil }
 	}
 	if opts.Created == nil {
 		opts.Created = func(*Revision) {}
@@ -269,6 +276,9 @@ func (g *Registry) edit(name string, f func(*edit) error) (*State, error) {
 		rec.mu.Unlock()
 		return before, nil
 	}
+	if r := g.opts.Routing(name); r != nil && e.next.Service != nil {
+		e.next.routing = r
+	}
 	e.next.settle(g.Domain(), e.now)
 	e.noteRouting(before)
 	e.collect()
@@ -283,18 +293,23 @@ func (g *Registry) edit(name string, f func(*edit) error) (*State, error) {
 		g.opts.Created(rev)
 	}
 	rec.following.RLock()
-	defer rec.following.RUnlock()
 	g.commit(e, before)
 	if !e.durable {
 		g.saver.later(rec, e)
 	}
 	next := e.next
 	rec.mu.Unlock()
+	e.tell()
+	return g.confirm(rec, next), nil
+}
+
+// tell has the change followed. It ends the caller's hold of following.
+func (e *edit) tell() {
+	defer e.rec.following.RUnlock()
 	if len(e.removed) > 0 {
-		g.opts.Removed(name)
+		e.g.opts.Removed(e.rec.name)
 	}
-	g.opts.Changed(name)
-	return next, nil
+	e.g.opts.Changed(e.rec.name)
 }
 
 // record returns the record of a service, which is kept for ever once it is
@@ -871,9 +886,7 @@ func (g *Registry) Advance(service string) {
 // State returns the present state of a service, or nil when nothing is known by
 // that name.
 func (g *Registry) State(name string) *State {
-	g.mu.RLock()
-	rec := g.services[name]
-	g.mu.RUnlock()
+	rec := g.known(name)
 	if rec == nil {
 		return nil
 	}
@@ -883,11 +896,17 @@ func (g *Registry) State(name string) *State {
 	return nil
 }
 
-// Settled is State after Changed has returned for it: what it says has been done.
-func (g *Registry) Settled(name string) *State {
+// known returns the record of a service, or nil.
+func (g *Registry) known(name string) *record {
 	g.mu.RLock()
-	rec := g.services[name]
-	g.mu.RUnlock()
+	defer g.mu.RUnlock()
+	return g.services[name]
+}
+
+// Settled is State after Changed has returned for it: what it says has been done,
+// or its status says that it has not.
+func (g *Registry) Settled(name string) *State {
+	rec := g.known(name)
 	if rec == nil {
 		return nil
 	}
@@ -895,6 +914,7 @@ func (g *Registry) Settled(name string) *State {
 		st := g.State(name)
 		rec.following.Lock()
 		rec.following.Unlock() //nolint:staticcheck // whoever is at it has ended by now
+		g.confirm(rec, st)
 		if g.State(name) == st {
 			return st
 		}

@@ -76,6 +76,9 @@ type State struct {
 	changed time.Time
 	// rollout is the gradual move to the latest ready revision, if there is one.
 	rollout *rollout
+	// routing is where requests got to when the state was made. It is not kept: a
+	// process that begins routes by what is wanted.
+	routing *Routing
 }
 
 // Target is a share of a service's requests.
@@ -162,7 +165,8 @@ func (s *State) clone() *State {
 }
 
 // settle brings everything that follows from what is wanted and from how the
-// revisions do into line: the statuses and the targets. s is a fresh clone.
+// revisions do into line: the statuses and the targets. s is a fresh clone. A
+// gradual rollout takes its step unless now is zero.
 // Source: Knative Serving's controllers of Configuration, Route and Service.
 func (s *State) settle(d Domain, now time.Time) {
 	if s.Service == nil {
@@ -235,7 +239,9 @@ func (s *State) settleRoute(d Domain, now time.Time) {
 	st.ObservedGeneration = s.routeGeneration
 	targets := s.assign()
 	if targets != nil {
-		s.Targets = s.advance(targets, now)
+		if !now.IsZero() {
+			s.Targets = s.advance(targets, now)
+		}
 		st.MarkTrafficAssigned()
 	}
 	// What is gone cannot be routed to, whatever is wanted.
@@ -251,14 +257,7 @@ func (s *State) settleRoute(d Domain, now time.Time) {
 	if st.URL != nil {
 		st.Address = &duckv1.Addressable{URL: st.URL}
 	}
-	switch {
-	case len(s.Targets) == 0:
-		st.MarkIngressNotConfigured()
-	case s.rollout != nil:
-		st.MarkIngressRolloutInProgress()
-	default:
-		new(servingv1.Route).GetConditionSet().Manage(st).MarkTrue(servingv1.RouteConditionIngressReady)
-	}
+	s.settleIngress()
 	if d.TLS() {
 		st.MarkCertificateReady(s.Service.Name)
 	} else {

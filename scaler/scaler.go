@@ -99,8 +99,8 @@ type RevisionEvent struct {
 type Options struct {
 	Runtime  instancepool.Runtime
 	Observer Observer
-	// Registry are the options of the registry; Changed, Created and Removed are
-	// set by New.
+	// Registry are the options of the registry; Changed, Routing, Created and
+	// Removed are set by New.
 	Registry revisions.Options
 	// StartLimit is how many instances start at the same time: more only makes
 	// all of them later. Default: 2 per CPU.
@@ -213,6 +213,7 @@ func New(opts Options) *Scaler {
 	s.budget = newBudget(opts.Limits, opts.Runtime, s.spares)
 	s.prepared.Store(int64(opts.Limits.Prepared))
 	opts.Registry.Changed = s.follow
+	opts.Registry.Routing = s.routing
 	opts.Registry.Removed = func(string) { s.pruneSoon() }
 	opts.Registry.Created = func(rev *revisions.Revision) {
 		s.opts.Observer.Revision(RevisionEvent{Kind: "created", Service: rev.Service, Revision: rev.Name})

@@ -58,7 +58,9 @@ type deployment struct {
 	trial context.CancelFunc
 	// warmed is set from when it has been brought up for the load that it is to
 	// take until it takes it.
-	warmed  bool
+	warmed bool
+	// setback is why it could not be brought up for that load when last tried.
+	setback error
 	failure error
 	noted   bool // the registry knows of the failure
 	since   time.Time
@@ -119,6 +121,26 @@ func (v *service) sync(found []instancepool.Handle) {
 	}
 }
 
+// resume is sync for what the registry does not know of: it is told what comes of it.
+// The caller holds no lock.
+func (v *service) resume() {
+	v.sync(nil)
+	v.s.registry.Confirm(v.name)
+}
+
+// routing tells the registry where requests get to.
+func (s *Scaler) routing(name string) *revisions.Routing {
+	v := s.lookup(name)
+	if v == nil {
+		return nil
+	}
+	t := v.route.Load()
+	if t == nil {
+		return nil
+	}
+	return &revisions.Routing{Targets: t.targets, Waits: t.waits}
+}
+
 // adopt gives found instances to their revisions. The caller holds mu.
 func (v *service) adopt(found []instancepool.Handle) {
 	for _, h := range found {
@@ -133,17 +155,23 @@ func (v *service) adopt(found []instancepool.Handle) {
 }
 
 // reroute makes the registry's targets those of new requests, when the
-// revisions that are to take more of them are up to it. The caller holds mu.
+// revisions that are to take more of them are up to it. Who may send requests at all
+// changes at once. The caller holds mu.
 func (v *service) reroute(st *revisions.State) {
-	old := v.route.Load()
-	if old != nil && !v.warm(st, old) {
-		return
+	old, off := v.route.Load(), disabled(st.Bounds())
+	if old != nil && !off { // else there is nothing to be up to
+		if waits := v.warm(st, old); waits != "" {
+			same := *old
+			same.disabled, same.internal, same.waits = off, st.Internal(), waits
+			v.route.Store(&same)
+			return
+		}
 	}
 	next := newTable(st.Targets, v.of)
-	next.disabled, next.internal = disabled(st.Bounds()), st.Internal()
+	next.disabled, next.internal = off, st.Internal()
 	v.route.Store(next)
 	for _, d := range next.pools {
-		d.warmed = false
+		d.warmed, d.setback = false, nil
 		if d.routed {
 			d.pool.Wake() // for a minimum that nothing has asked for yet
 			continue
@@ -186,15 +214,14 @@ func (v *service) bound(st *revisions.State) {
 
 func disabled(b revisions.Bounds) bool { return b.Manual && b.Min == 0 }
 
-// warm reports whether all that the new targets send more requests to can take
-// them. What has been ready before but has too few instances for the load is
-// brought up first; while that goes on nothing moves.
-func (v *service) warm(st *revisions.State, old *table) bool {
+// warm says what all that the new targets send more requests to still needs to take
+// them; empty: nothing. What has been ready before but has too few instances for the
+// load is brought up first; while that goes on nothing moves. The caller holds mu.
+func (v *service) warm(st *revisions.State, old *table) (waits string) {
 	load := old.load()
 	if load == 0 {
-		return true
+		return ""
 	}
-	ready := true
 	for _, t := range st.Targets {
 		d, percent := v.of(t.Revision), percentOf(st, t.Revision)
 		if d.warmed || percent <= old.percent(d) || d.rev.Readiness() != revisions.ReadinessTrue {
@@ -204,12 +231,32 @@ func (v *service) warm(st *revisions.State, old *table) bool {
 		if d.trial == nil && readyInstances(d) >= n {
 			continue
 		}
-		ready = false
+		if waits == "" || d.setback != nil {
+			waits = d.waits()
+		}
 		if d.trial == nil {
 			v.bringUp(d, n, warmTimeout)
 		}
 	}
-	return ready
+	return waits
+}
+
+// waits says what a move of traffic to d waits for.
+func (d *deployment) waits() string {
+	if d.setback == nil {
+		return fmt.Sprintf("revision %s is being brought up for the load", d.rev.Name)
+	}
+	_, why := explain(d.rev, d.setback)
+	return fmt.Sprintf("revision %s cannot be brought up for the load, and is tried again: %s", d.rev.Name, strings.TrimSpace(why))
+}
+
+// hindered notes why d cannot be brought up for the load that it is to take. The
+// caller holds mu, and calls Confirm afterwards.
+func (v *service) hindered(d *deployment, err error) {
+	d.setback = err
+	same := *v.route.Load()
+	same.waits = d.waits()
+	v.route.Store(&same)
 }
 
 func readyInstances(d *deployment) int {
@@ -319,8 +366,15 @@ func (v *service) resolve(ctx context.Context, d *deployment) error {
 func (v *service) await(d *deployment, err error) {
 	v.mu.Lock()
 	waits := d.trial != nil && v.deployed[d.rev] == d && !v.retired
+	proven := d.rev.Readiness() == revisions.ReadinessTrue
+	if waits && proven {
+		v.hindered(d, err)
+	}
 	v.mu.Unlock()
-	if waits && d.rev.Readiness() == revisions.ReadinessUnknown {
+	switch {
+	case waits && proven:
+		v.s.registry.Confirm(v.name)
+	case waits && d.rev.Readiness() == revisions.ReadinessUnknown:
 		reason, message := explain(d.rev, err)
 		v.s.registry.MarkWaiting(d.rev, reason, message)
 	}
@@ -358,22 +412,27 @@ func (v *service) tried(d *deployment, err error) {
 		v.mu.Lock()
 		d.noted = true
 		v.mu.Unlock()
-		v.sync(nil)
+		v.resume()
 		return
 	case readyInstances(d) > 0:
 		d.warmed = true // fewer have to do: whoever moves traffic may flee from worse
 	default:
+		var late *deadlineError
+		if d.setback == nil || !errors.As(err, &late) { // else what it has waited for says more
+			v.hindered(d, err)
+		}
 		if v.retry != nil {
 			v.retry.Stop()
 		}
-		v.retry = time.AfterFunc(warmRetry, func() { v.sync(nil) })
+		v.retry = time.AfterFunc(warmRetry, v.resume)
 		v.mu.Unlock()
 		v.report(d, err)
+		v.s.registry.Confirm(v.name)
 		return
 	}
 	v.mu.Unlock()
 	if proven {
-		v.sync(nil)
+		v.resume()
 	} else {
 		v.s.registry.MarkReady(d.rev) // which calls sync
 	}

@@ -15,6 +15,9 @@ type table struct {
 	total  int     // of all shares; 100, unless a target is gone
 	tags   map[string]*instancepool.Pool
 	pools  []*deployment // each once
+	// targets are what it was made of, waits what it stays for when others are wanted.
+	targets []revisions.Target
+	waits   string
 	// disabled is set when no request is to be taken.
 	disabled bool
 	// internal is set when only requests of instances are to be taken.
@@ -27,7 +30,7 @@ type share struct {
 }
 
 func newTable(targets []revisions.Target, deployed func(*revisions.Revision) *deployment) *table {
-	t := new(table)
+	t := &table{targets: targets}
 	for _, target := range targets {
 		d := deployed(target.Revision)
 		if !slices.Contains(t.pools, d) {

@@ -319,6 +319,359 @@ func TestRollbackThatCannotStart(t *testing.T) {
 	})
 }
 
+// routesReady is hello's condition RoutesReady in words.
+func (h *host) routesReady() string {
+	h.t.Helper()
+	c := h.Registry().State("hello").Service.Status.GetCondition(servingv1.ServiceConditionRoutesReady)
+	return strings.TrimSpace(fmt.Sprintf("%s %s %s", c.Status, c.Reason, c.Message))
+}
+
+// seen is what a watch of hello tells from a version on: each RoutesReady, without
+// repetition.
+func (h *host) seen(since uint64) []string {
+	h.t.Helper()
+	w, err := h.Registry().Watch(since)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	all, err := w.Next(h.t.Context())
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	var texts []string
+	for _, c := range all {
+		if c.Revision == nil {
+			r := c.State.Service.Status.GetCondition(servingv1.ServiceConditionRoutesReady)
+			texts = append(texts, strings.TrimSpace(fmt.Sprintf("%s %s", r.Status, r.Reason)))
+		}
+	}
+	return slices.Compact(texts)
+}
+
+const (
+	notMigrated = "Unknown TrafficNotMigrated Traffic is not yet migrated: "
+	warming     = notMigrated + "revision hello-00001 is being brought up for the load"
+)
+
+// two makes hello with two revisions, of which the second serves.
+func (h *host) two() {
+	h.t.Helper()
+	synctest.Wait()
+	h.create("hello", "concurrency=10", noTarget)
+	h.deploy("hello", "app:2")
+	equal(h.t, "after a deploy", h.routesReady(), "True")
+}
+
+// A service is ready when its requests get where they should, and not before.
+func TestStatusOfARollbackUnderLoad(t *testing.T) {
+	bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
+		h := boot(t, rt)
+		h.two()
+		release := h.load(35)
+		rt.Plan(pooltest.Plan{ReadyAfter: 10 * time.Second})
+		since := h.Registry().Version()
+		h.traffic("hello-00001=100")
+		equal(t, "at once", h.routesReady(), warming)
+		time.Sleep(9 * time.Second)
+		equal(t, "before it is up to it", h.routesReady(), warming)
+		time.Sleep(time.Second)
+		synctest.Wait()
+		equal(t, "served by", h.served("hello"), "hello-00001")
+		equal(t, "then", h.routesReady(), "True")
+		equal(t, "seen", h.seen(since), []string{"Unknown TrafficNotMigrated", "True"})
+		version := h.Registry().Version()
+		release()
+		time.Sleep(time.Hour)
+		equal(t, "versions since", h.Registry().Version(), version)
+	})
+}
+
+// What needs no instances is done, and said to be, when the answer is there.
+func TestStatusOfAMoveWithoutLoad(t *testing.T) {
+	bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
+		h := boot(t, rt)
+		h.two()
+		time.Sleep(time.Hour)
+		equal(t, "running", h.running(), map[string]int{})
+		rt.Plan(pooltest.Plan{Hang: true})
+		for _, to := range []string{"hello-00001=100", "hello-00001=50 latest=50#next", "latest=100"} {
+			want := h.Registry().State("hello").ServiceObject()
+			h.traffic(strings.Fields(to)...)
+			equal(t, to, h.routesReady(), "True")
+			want.ResourceVersion = ""
+			st, err := h.Registry().Update(want, revisions.OwnerAPI) // and back
+			if err != nil {
+				t.Fatal(err)
+			}
+			if c := st.Service.Status.GetCondition(servingv1.ServiceConditionRoutesReady); !c.IsTrue() {
+				t.Errorf("back from %s: %v", to, c)
+			}
+		}
+	})
+}
+
+// While the target cannot start the status says why; it is ready when that has
+// changed, when there is no load any more, or when the move is taken back.
+func TestStatusOfARollbackThatCannotStart(t *testing.T) {
+	exits := pooltest.Plan{ReadyAfter: time.Hour, ExitAfter: time.Second, ExitCode: 3, Log: "panic: no config\nat 1\n"}
+	const again = notMigrated + "revision hello-00001 cannot be brought up for the load, and is tried again: "
+	for _, test := range []struct {
+		name, why string
+		plan      pooltest.Plan
+		end       func(h *host, release func())
+		served    string
+	}{
+		{"it comes up", "Container failed with: panic: no config\nat 1", exits, func(h *host, _ func()) { h.rt.Plan(pooltest.Plan{}) }, "hello-00001"},
+		{"the load goes", "Container failed with: panic: no config\nat 1", exits, func(h *host, release func()) {
+			release()
+			time.Sleep(2 * time.Minute)
+			equal(h.t, "without load", h.routesReady(), "True")
+			h.rt.Plan(pooltest.Plan{})
+		}, "hello-00001"},
+		{"it is taken back", "Container failed with: panic: no config\nat 1", exits, func(h *host, _ func()) { h.traffic("hello-00002=100") }, "hello-00002"},
+		{"another move", "Container failed with: panic: no config\nat 1", exits, func(h *host, _ func()) {
+			h.rt.Plan(pooltest.Plan{ReadyAfter: 10 * time.Second})
+			h.deploy("hello", "app:3")
+			h.traffic("hello-00003=100")
+			c := h.Registry().State("hello").Service.Status.GetCondition(servingv1.ServiceConditionRoutesReady)
+			if !c.IsUnknown() {
+				h.t.Errorf("meanwhile: %v", c)
+			}
+		}, "hello-00003"},
+		{"the engine is away", "the container engine does not answer", pooltest.Plan{StartErr: instancepool.ErrUnavailable}, func(h *host, _ func()) { h.rt.Plan(pooltest.Plan{}) }, "hello-00001"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
+				h := boot(t, rt)
+				h.two()
+				release := h.load(5) // of 10 that one instance takes
+				rt.Plan(test.plan)
+				since := h.Registry().Version()
+				h.traffic("hello-00001=100")
+				time.Sleep(2 * time.Second)
+				equal(t, "after the first attempt", h.routesReady(), again+test.why)
+				time.Sleep(10 * time.Minute)
+				equal(t, "after others", h.routesReady(), again+test.why)
+				equal(t, "served by", h.served("hello"), "hello-00002")
+				equal(t, "condition", h.condition("hello-00001"), "True")
+				equal(t, "seen", h.seen(since), []string{"Unknown TrafficNotMigrated"})
+				if n := (h.Registry().Version() - since) / 2; n > 5 {
+					t.Errorf("%d versions for it", n)
+				}
+				test.end(h, release)
+				time.Sleep(2 * time.Minute)
+				synctest.Wait()
+				equal(t, "in the end", h.routesReady(), "True")
+				equal(t, "served by", h.served("hello"), test.served)
+				release()
+			})
+		})
+	}
+}
+
+// A failure is told until it is over, not at the next move as well.
+func TestStatusOfTheNextRollback(t *testing.T) {
+	bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
+		h := boot(t, rt)
+		h.two()
+		defer h.load(5)()
+		rt.Plan(pooltest.Plan{StartErr: instancepool.ErrUnavailable})
+		h.traffic("hello-00001=100", "hello-00002=0#next")
+		if got := h.routesReady(); !strings.HasPrefix(got, notMigrated+"revision hello-00001 cannot") {
+			t.Errorf("while the engine is away: %s", got)
+		}
+		rt.Plan(pooltest.Plan{})
+		time.Sleep(2 * time.Minute)
+		equal(t, "after that", h.routesReady(), "True")
+		h.traffic("hello-00002=100", "hello-00001=0#old")
+		equal(t, "back", h.routesReady(), "True")
+		defer h.load(30)()
+		rt.Plan(pooltest.Plan{Hang: true})
+		h.traffic("hello-00001=100")
+		equal(t, "the next time", h.routesReady(), warming)
+	})
+}
+
+// Deploys are ready when they serve; the status of a gradual rollout is the rollout's.
+func TestStatusOfDeploys(t *testing.T) {
+	bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
+		h := boot(t, rt)
+		synctest.Wait()
+		rt.Plan(pooltest.Plan{ReadyAfter: 10 * time.Second})
+		since := h.Registry().Version()
+		h.create("hello")
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		equal(t, "seen of the first", h.seen(since), []string{"Unknown RevisionMissing", "Unknown TrafficNotMigrated", "True"})
+		defer h.load(1)()
+		since = h.Registry().Version()
+		h.deploy("hello", "app:2")
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		equal(t, "seen of the second", h.seen(since), []string{"True", "Unknown TrafficNotMigrated", "True"})
+		equal(t, "served by", h.served("hello"), "hello-00002")
+
+		h.change("hello", func(svc *servingv1.Service) { svc.Annotations[serving.RolloutDurationKey] = "10s" })
+		h.deploy("hello", "app:3")
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		const rolling = "Unknown TrafficNotMigrated Traffic is not yet migrated to the latest revision."
+		equal(t, "of a rollout", h.routesReady(), rolling)
+		since = h.Registry().Version()
+		time.Sleep(9 * time.Second)
+		synctest.Wait()
+		equal(t, "of its last step but one", h.routesReady(), rolling)
+		if n := (h.Registry().Version() - since) / 2; n != 9 {
+			t.Errorf("%d versions for 9 steps", n)
+		}
+		time.Sleep(time.Second)
+		synctest.Wait()
+		equal(t, "at its end", h.routesReady(), "True")
+	})
+}
+
+// What Caddy's config moves is no other.
+func TestStatusOfADeclaredMove(t *testing.T) {
+	bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
+		h := boot(t, rt)
+		declared := func(image string, first, latest int64) *servingv1.Service {
+			v := svc(t, "hello", "concurrency=10", noTarget, image)
+			yes, no := true, false
+			v.Spec.Traffic = nil
+			if first > 0 {
+				v.Spec.Traffic = append(v.Spec.Traffic, servingv1.TrafficTarget{RevisionName: "hello-00001", Percent: &first, LatestRevision: &no})
+			}
+			v.Spec.Traffic = append(v.Spec.Traffic, servingv1.TrafficTarget{Percent: &latest, LatestRevision: &yes})
+			return v
+		}
+		h.declare(1, declared("app:1", 0, 100))
+		equal(t, "of the first", h.routesReady(), "True")
+		h.served("hello")
+		h.declare(2, declared("app:2", 50, 50))
+		equal(t, "of a split", h.routesReady(), "True")
+		defer h.load(40)()
+		rt.Plan(pooltest.Plan{ReadyAfter: 10 * time.Second})
+		h.declare(3, declared("app:2", 100, 0))
+		equal(t, "of a move under load", h.routesReady(), warming)
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		equal(t, "when it is done", h.routesReady(), "True")
+		equal(t, "served by", h.spread(20), map[string]int{"hello-00001": 20})
+	})
+}
+
+// A process that begins routes by what is wanted, and changes no status for that.
+func TestStatusAfterARestart(t *testing.T) {
+	bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
+		d := new(disk)
+		h := bootFrom(t, rt, d)
+		h.two()
+		release := h.load(5)
+		rt.Plan(pooltest.Plan{Hang: true})
+		h.traffic("hello-00001=100")
+		equal(t, "at the end", h.routesReady(), warming)
+		h.close(Keep)
+		kept, err := d.Load(t.Context(), "fairway/services/hello.json")
+		if err != nil || !strings.Contains(string(kept), warming[len("Unknown TrafficNotMigrated "):]) {
+			t.Errorf("%s is kept, %v", kept, err)
+		}
+		release()
+
+		rt.Plan(pooltest.Plan{})
+		for range 2 {
+			h = &host{t: t, rt: rt}
+			h.Scaler = New(Options{Runtime: rt, Observer: h, StartLimit: 4, Probe: rt.Probe})
+			if err := h.Registry().Open(t.Context(), d); err != nil {
+				t.Fatal(err)
+			}
+			version := h.Registry().Version()
+			equal(t, "before it is followed", h.routesReady(), "True")
+			h.Start()
+			synctest.Wait()
+			equal(t, "since", h.routesReady(), "True")
+			equal(t, "versions", h.Registry().Version(), version)
+			equal(t, "served by", h.served("hello"), "hello-00001")
+			h.close(Stop)
+		}
+	})
+}
+
+// A service that is deleted while its traffic waits leaves nothing to the next one
+// of its name.
+func TestStatusAfterADelete(t *testing.T) {
+	bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
+		h := boot(t, rt)
+		h.two()
+		release := h.load(5)
+		rt.Plan(pooltest.Plan{Hang: true})
+		h.traffic("hello-00001=100")
+		h.remove("hello")
+		rt.Plan(pooltest.Plan{})
+		h.create("hello")
+		equal(t, "of the next", h.routesReady(), "True")
+		time.Sleep(5 * time.Minute)
+		equal(t, "later", h.routesReady(), "True")
+		release()
+	})
+}
+
+// Who may send requests does not wait for where they go.
+func TestIngressDoesNotWaitForTraffic(t *testing.T) {
+	bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
+		h := boot(t, rt)
+		h.two()
+		defer h.load(5)()
+		rt.Plan(pooltest.Plan{StartErr: instancepool.ErrUnavailable})
+		h.traffic("hello-00001=100")
+		ingress := func(value string) {
+			h.change("hello", func(svc *servingv1.Service) { svc.Annotations[revisions.IngressAnnotation] = value })
+		}
+		ingress("internal")
+		if _, err := h.Acquire(t.Context(), "hello"); !errors.Is(err, ErrInternal) {
+			t.Errorf("from outside: %v", err)
+		}
+		lease, err := h.Scaler.Acquire(t.Context(), Request{Service: "hello", Inside: true})
+		if err != nil || lease.Revision().Name != "hello-00002" {
+			t.Fatalf("from inside: %v, %v", lease, err)
+		}
+		lease.Release()
+		if got := h.routesReady(); !strings.HasPrefix(got, notMigrated) {
+			t.Errorf("meanwhile: %s", got)
+		}
+		ingress("all")
+		equal(t, "served by", h.served("hello"), "hello-00002")
+		rt.Plan(pooltest.Plan{})
+		time.Sleep(2 * time.Minute)
+		equal(t, "served by", h.served("hello"), "hello-00001")
+	})
+}
+
+// What is scaled to nothing by hand needs no instances for a move.
+func TestManualZeroDoesNotWaitForTraffic(t *testing.T) {
+	bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
+		h := boot(t, rt)
+		h.two()
+		release := h.load(5)
+		rt.Plan(pooltest.Plan{Hang: true})
+		h.change("hello", func(svc *servingv1.Service) {
+			percent, no := int64(100), false
+			svc.Spec.Traffic = []servingv1.TrafficTarget{{RevisionName: "hello-00001", Percent: &percent, LatestRevision: &no}}
+			svc.Annotations[revisions.ScalingModeAnnotation] = "manual"
+			svc.Annotations[revisions.ManualCountAnnotation] = "0"
+		})
+		if _, err := h.Acquire(t.Context(), "hello"); !errors.Is(err, ErrDisabled) {
+			t.Errorf("got %v", err)
+		}
+		equal(t, "status", h.routesReady(), "True")
+		release()
+		time.Sleep(time.Minute)
+		equal(t, "running", h.running(), map[string]int{})
+		rt.Plan(pooltest.Plan{})
+		h.change("hello", func(svc *servingv1.Service) { svc.Annotations[revisions.ManualCountAnnotation] = "1" })
+		equal(t, "served by", h.served("hello"), "hello-00001")
+	})
+}
+
 // What the API has is not the config's, until the API has removed it.
 func TestTheConfigTakesWhatTheAPILeaves(t *testing.T) {
 	bubble(t, func(t *testing.T, rt *pooltest.Runtime) {

@@ -8,8 +8,10 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -17,6 +19,7 @@ import (
 
 	"github.com/fairway-run/fairway/instancepool"
 	"github.com/fairway-run/fairway/revisions"
+	"github.com/fairway-run/fairway/scaler"
 )
 
 func TestDeploy(t *testing.T) {
@@ -159,6 +162,44 @@ func TestRollback(t *testing.T) {
 	c.do("rollback", "hello", "hello-00003").wants(t, exitFailed, "revision [hello-00003] is not ready: ContainerMissing")
 	c.do("rollback", "hello", "hello-00007").wants(t, exitNotFound, "no revision [hello-00007]")
 	c.must("deploy", "hello", "--image", "app:5").wants(t, 0, "0 percent of traffic: the traffic is pinned to [hello-00004]")
+}
+
+// A rollback under load is done when the requests get there, and says what it waits
+// for until then.
+func TestRollbackWaits(t *testing.T) {
+	gate := make(chan struct{})
+	var shut atomic.Bool
+	c := startConsoleOf(t, "\tfairway", func(id string, rev *revisions.Revision) http.Handler {
+		if shut.Load() && rev.Name == "hello-00001" {
+			<-gate // the start of the instance takes so long
+		}
+		return hello(id, rev)
+	})
+	open := sync.OnceFunc(func() { close(gate) })
+	defer open()
+	c.must("deploy", "hello", "--image=app:1")
+	c.must("deploy", "hello", "--image=app:2")
+	eventually(t, "the first revision is gone", func() bool {
+		return !slices.ContainsFunc(c.fake.ids(), func(id string) bool { return strings.HasPrefix(id, "hello-00001-") })
+	})
+	shut.Store(true)
+	lease, err := current.Load().scaler.Acquire(t.Context(), scaler.Request{Service: "hello"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lease.Release()
+	const why = "revision hello-00001 is being brought up for the load"
+	c.do("rollback", "hello", "--wait-timeout=300ms").wants(t, exitTimeout,
+		"Routing traffic of service [hello]: routing traffic: "+why, "service [hello] was not ready within 300ms, but waits: "+why+"; it goes on: see")
+	c.must("traffic", "hello").wants(t, 0, "What is wanted is not so yet: TrafficNotMigrated: Traffic is not yet migrated: "+why)
+	c.must("services", "hello").wants(t, 0, "waiting RoutesReady: TrafficNotMigrated")
+	c.must("rollback", "hello", "hello-00001", "--async").wants(t, 0, "is being changed", "caddy fairway traffic hello")
+	open()
+	got := c.must("rollback", "hello", "hello-00001")
+	got.wants(t, 0, "100% hello-00001")
+	if strings.Contains(got.out, "not so yet") {
+		t.Errorf("it does not wait: %s", got.out)
+	}
 }
 
 const twoServices = `

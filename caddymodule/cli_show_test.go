@@ -116,6 +116,34 @@ func TestStage(t *testing.T) {
 	}
 }
 
+func TestMigrating(t *testing.T) {
+	for _, test := range []struct {
+		status                corev1.ConditionStatus
+		reason, message, want string
+	}{
+		{corev1.ConditionTrue, "", "", ""},
+		{corev1.ConditionUnknown, "TrafficNotMigrated", "Traffic is not yet migrated.", ""},
+		{corev1.ConditionUnknown, "TrafficNotMigrated", "Traffic is not yet migrated to the latest revision.", ""},
+		{corev1.ConditionUnknown, "TrafficNotMigrated", "Traffic is not yet migrated: it rests: at ease\nnow", "it rests: at ease"},
+		{corev1.ConditionUnknown, "RevisionMissing", `Revision "a" is not yet ready.`, `Revision "a" is not yet ready.`},
+	} {
+		svc := ksvc("hello", "app:1")
+		svc.Status.Conditions = append(svc.Status.Conditions, apis.Condition{
+			Type: servingv1.ServiceConditionRoutesReady, Status: test.status, Reason: test.reason, Message: test.message,
+		})
+		if got := migrating(svc); got != test.want {
+			t.Errorf("%s %q: %q, want %q", test.reason, test.message, got, test.want)
+		}
+		svc.Generation = svc.Status.ObservedGeneration + 1
+		if got := migrating(svc); got != "" {
+			t.Errorf("of another generation: %q", got)
+		}
+	}
+	if got := migrating(ksvc("hello", "app:1")); got != "" {
+		t.Errorf("of none: %q", got)
+	}
+}
+
 func TestVerdict(t *testing.T) {
 	set := func(configuration, route string) *servingv1.Service {
 		svc := ksvc("hello", "app:1")

@@ -21,6 +21,8 @@ Shows which revisions get a service's requests, or changes it. Flags are those
 of 'gcloud run services update-traffic'. LATEST is the latest ready revision,
 whichever that is. What the named revisions leave of 100 percent is divided
 between the others that have a share, in the proportions that they have.
+Requests move when the revisions that get more of them have the instances that
+the present load needs; the command waits for that.
 
 A tag gives a revision a URL of its own, with or without a share of the rest.`,
 		Example: `  caddy fairway traffic hello
@@ -279,7 +281,9 @@ func rollbackCommand() *cobra.Command {
 		Short: "Sends all requests of a service to an earlier revision",
 		Long: `
 Sends all requests of a service to an earlier revision: the one that is named,
-or the newest ready one before that which has most of the traffic now.
+or the newest ready one before that which has most of the traffic now. They stay
+where they are until it has the instances that the present load needs; the
+command waits for that.
 
 The traffic is then pinned to it: what is deployed later gets none until
 'caddy fairway traffic SERVICE --to-latest'. Tags stay.`,

@@ -11,6 +11,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"knative.dev/pkg/apis"
 	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
+
+	"github.com/fairway-run/fairway/revisions"
 )
 
 const (
@@ -43,7 +45,11 @@ func (c *cli) await(ctx context.Context, name string, w awaited, timeout time.Du
 	switch {
 	case err == nil, ctx.Err() == nil:
 	case errors.Is(context.Cause(ctx), errWaitTimeout):
-		err = exitWith(exitTimeout, "service [%s] was not ready within %s; it goes on: see caddy fairway services %s", name, timeout, name)
+		why := ""
+		if svc != nil && !w.revision && migrating(svc) != "" {
+			why = ", but waits: " + migrating(svc)
+		}
+		err = exitWith(exitTimeout, "service [%s] was not ready within %s%s; it goes on: see caddy fairway services %s", name, timeout, why, name)
 	default:
 		c.note("What was asked for goes on: see caddy fairway services %s", name)
 		err = context.Canceled
@@ -92,19 +98,16 @@ func (c *cli) look(ctx context.Context, name string, w awaited, p *progress) (sv
 	if failed != nil {
 		return svc, false, c.failure(ctx, svc, failed)
 	}
+	if done {
+		return svc, true, nil
+	}
+	if !w.revision {
+		p.show("routing traffic", migrating(svc))
+		return svc, false, nil
+	}
 	views, err := c.views(ctx, name)
 	if err != nil {
 		return svc, false, err
-	}
-	if done {
-		// The registry has decided; the requests follow when the revisions that are to
-		// take them have instances enough.
-		moved, err := routed(svc, views)
-		if moved || err != nil {
-			return svc, moved, err
-		}
-		p.show("routing traffic", "")
-		return svc, false, nil
 	}
 	instances, err := c.instances(ctx, name)
 	if err != nil {
@@ -137,35 +140,24 @@ func verdict(svc *servingv1.Service, w awaited) (done bool, failed *apis.Conditi
 	return route.IsTrue(), nil
 }
 
-// routed reports whether requests get to where they should.
-func routed(svc *servingv1.Service, views []serviceView) (bool, error) {
-	for _, t := range svc.Status.Traffic {
-		if targetPercent(t) == 0 && t.Tag == "" {
-			continue
-		}
-		found := false
-		for _, v := range views {
-			for _, r := range v.Revisions {
-				if r.Revision != t.RevisionName {
-					continue
-				}
-				if r.State == "failed" {
-					return false, exitWith(exitFailed, "the traffic of service [%s] does not move: revision [%s] cannot start: %s", svc.Name, r.Revision, v.Error)
-				}
-				found = found || r.State == "serving"
-			}
-		}
-		if !found {
-			return false, nil
-		}
+// migrating says, in one line, what the traffic of a service waits for.
+func migrating(svc *servingv1.Service) string {
+	route := svc.Status.GetCondition(servingv1.ServiceConditionRoutesReady)
+	if route == nil || route.IsTrue() || svc.Status.ObservedGeneration != svc.Generation {
+		return ""
 	}
-	return true, nil
+	text := route.Message
+	if route.Reason == revisions.ReasonTrafficNotMigrated { // which is said already
+		_, text, _ = strings.Cut(text, ": ")
+	}
+	text, _, _ = strings.Cut(text, "\n")
+	return text
 }
 
 // stage says what is going on with a service's latest revision.
 func stage(svc *servingv1.Service, views []serviceView, instances []instanceView) (step, detail string) {
 	if svc.Status.GetCondition(servingv1.ServiceConditionConfigurationsReady).IsTrue() {
-		return "routing traffic", ""
+		return "routing traffic", migrating(svc)
 	}
 	name := svc.Status.LatestCreatedRevisionName
 	image := ""

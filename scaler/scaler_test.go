@@ -405,6 +405,7 @@ func TestAnUnprovenFirstRevisionIsReplaced(t *testing.T) {
 		if _, err := h.Acquire(t.Context(), "hello"); err == nil {
 			t.Fatal("served")
 		}
+		synctest.Wait() // until that is noted
 		rt.Plan(pooltest.Plan{})
 		h.declare(2, svc(t, "hello", "app:2"))
 		equal(t, "running", h.running(), map[string]int{})

@@ -14,12 +14,12 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/quic-go/quic-go"
 	"github.com/quic-go/quic-go/http3"
+	"golang.org/x/sys/unix"
 )
 
 // soak is a day of a host, compressed: users of several services who come and go
@@ -339,7 +339,7 @@ func (s *soak) operate(kind string, rng *rand.Rand) {
 			s.version++
 		}
 		s.check(s.reload(s.caddyfile(), kind == "forced reload"))
-		time.Sleep(50 * time.Millisecond) // until the old listeners are closed
+		time.Sleep(250 * time.Millisecond) // until the old listeners are closed
 	case "recreate":
 		e.service = "guest"
 		s.gone.Lock()
@@ -381,21 +381,20 @@ func (s *soak) killOne(rng *rand.Rand) event {
 	victim := victims[rng.IntN(len(victims))]
 	s.lost[victim.Revision] = true
 	e := event{kind: "kill", service: victim.Service, instance: victim.Instance, began: time.Now()}
-	if err := syscall.Kill(victim.PID, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
-		s.t.Fatal(err)
+	process, err := unix.PidfdOpen(victim.PID, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return e
 	}
-	eventually(s.t, s.stamp()+": the process has ended", func() bool { return !alive(victim.PID) })
+	s.check(err)
+	defer unix.Close(process)
+	s.check(unix.PidfdSendSignal(process, unix.SIGKILL, nil, 0))
+	// Its connections are open until the last of its threads has ended, though it is a
+	// zombie before.
+	eventually(s.t, s.stamp()+": the process has ended", func() bool {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(process), Events: unix.POLLIN}}, 0)
+		return n > 0 && err == nil
+	})
 	return e
-}
-
-// alive reports whether a process has not ended, waited for or not.
-func alive(pid int) bool {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return false
-	}
-	_, rest, _ := strings.Cut(string(stat), ") ")
-	return !strings.HasPrefix(rest, "Z") && !strings.HasPrefix(rest, "X")
 }
 
 // killCaddy kills Caddy and starts it: requests in flight break, instances do not.

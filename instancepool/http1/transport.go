@@ -231,6 +231,9 @@ func (t *Transport) Close() {
 	t.mu.Lock()
 	idle := t.idle
 	t.idle, t.closed = nil, true
+	if t.prune != nil {
+		t.prune.Stop() // it would keep all of this until it rings
+	}
 	t.mu.Unlock()
 	for _, c := range idle {
 		c.close()

@@ -13,6 +13,7 @@ import (
 	"net/http/httptrace"
 	"net/textproto"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -20,6 +21,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"weak"
 )
 
 // backend is a server of which each connection is served by a function.
@@ -236,6 +238,30 @@ func TestConnectionsAreKept(t *testing.T) {
 	if n := b.conns.Load(); n != 2 {
 		t.Errorf("%d connections; want 2: what is left of a response must not meet the next request", n)
 	}
+}
+
+// What has been closed is not kept in memory by a timer: instances come and go.
+func TestCloseLetsGo(t *testing.T) {
+	b, tr := newBackend(t, always(okay))
+	instance := new([1 << 10]byte)
+	kept := weak.Make(instance)
+	other := &Transport{MaxIdle: 1, IdleTimeout: time.Hour, Dial: func(ctx context.Context) (net.Conn, error) {
+		instance[0]++
+		return tr.Dial(ctx)
+	}}
+	mustSend(t, other, get(), "ok")
+	if kept.Value() == nil || b.conns.Load() != 1 {
+		t.Fatal("it was not used")
+	}
+	other.Close()
+	other, instance = nil, nil
+	for range 100 {
+		if runtime.GC(); kept.Value() == nil {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+	t.Error("it is kept")
 }
 
 func TestMaxIdle(t *testing.T) {

@@ -6,9 +6,9 @@ import (
 	"sync"
 )
 
-// watchLog is how many changes are remembered for those that watch. Whoever
-// falls further behind has to look at everything again.
-const watchLog = 4096
+// watchLog is how many changes are remembered for those that watch, some KB each.
+// Whoever falls further behind has to look at everything again.
+const watchLog = 1024
 
 // ErrExpired means that changes since the wanted version are forgotten.
 var ErrExpired = errors.New("too old resource version")

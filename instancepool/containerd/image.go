@@ -116,6 +116,7 @@ func (r *Runtime) Prune(ctx context.Context, used iter.Seq2[string, string]) err
 			note(image, digest)
 		}
 	}
+	clear(r.specs) // those of revisions that are gone, and the others are made anew in a moment
 	r.mu.Unlock()
 	rpc, cancel := r.within(ctx)
 	defer cancel()

@@ -76,3 +76,9 @@ func (e *StartError) Error() string {
 }
 
 func (e *StartError) Unwrap() error { return e.Err }
+
+// Passing reports whether nothing is wrong with the revision: the engine does not
+// answer, or the host has no room, and either may be otherwise in a moment.
+func (e *StartError) Passing() bool {
+	return errors.Is(e.Err, ErrUnavailable) || errors.Is(e.Err, ErrNoRoom) && !errors.Is(e.Err, ErrTooLarge)
+}

@@ -21,6 +21,9 @@ type Event struct {
 	Address string
 	// Adopted is set when an earlier process had started it.
 	Adopted bool
+	// Memory is how many bytes an adopted instance holds, when State is Starting; 0
+	// when that is not known.
+	Memory int64
 	// Phases tells how long each phase of the start took, when State is Ready for the
 	// first time; "probe" is the last of them.
 	Phases map[string]time.Duration

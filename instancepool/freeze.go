@@ -129,6 +129,18 @@ func (p *Pool) thaw(ctx context.Context, i *Instance) error {
 	return nil
 }
 
+// leaveFrozen is release for a request that i was not thawed for: if it was the only
+// one, i goes on sleeping.
+func (p *Pool) leaveFrozen(i *Instance) {
+	p.mu.Lock()
+	if i.rest == waking && i.inFlight == 1 && i.state == Ready && !p.detached {
+		i.rest = asleep
+		p.wg.Go(func() { p.freeze(i) }) // the freeze may have made way for the request
+	}
+	p.mu.Unlock()
+	p.release(i)
+}
+
 // melt thaws i. The caller has i.ice.
 func (p *Pool) melt(i *Instance) error {
 	ctx, cancel := context.WithTimeout(p.ctx, thawTimeout)

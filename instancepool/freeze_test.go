@@ -226,6 +226,37 @@ func TestAWaiterOfAFrozenSlotCanLeave(t *testing.T) {
 	})
 }
 
+// Whoever leaves while an instance is being frozen, too soon for it to be thawed, has
+// woken nothing: it sleeps on, and serves the next.
+func TestLeavingAnInstanceThatIsBeingFrozen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := start(t, throttled(1))
+		p.rt.Plan(pooltest.Plan{FreezeTime: time.Second, ThawTime: time.Second})
+		p.need().Release()
+		time.Sleep(moment)
+		ctx, cancel := context.WithTimeout(t.Context(), moment)
+		defer cancel()
+		if _, err := p.Acquire(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("got %v", err)
+		}
+		frozen := func() {
+			t.Helper()
+			time.Sleep(5 * time.Second)
+			synctest.Wait()
+			p.check()
+			equal(t, "states", p.states(), []instancepool.State{instancepool.Frozen})
+			equal(t, "frozen", p.rt.Running()[0].Frozen(), true)
+		}
+		frozen()
+		lease := p.need()
+		equal(t, "frozen, with a request", p.instance(lease).Frozen(), false)
+		lease.Release()
+		frozen()
+		time.Sleep(time.Hour)
+		equal(t, "running after the idle timeout", len(p.rt.Running()), 0)
+	})
+}
+
 // An earlier process may have left it frozen.
 func TestAFrozenInstanceIsAdopted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

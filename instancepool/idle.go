@@ -208,7 +208,7 @@ func (p *Pool) expect() {
 	p.due = reset(p.due, time.Until(p.restedAt.Add(p.startFor(rest))), func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		if p.detached || p.phase != open || p.alive() > 0 || p.restedAt.IsZero() || p.failure != nil || p.snapshot().Max < 0 {
+		if p.detached || p.phase != open || p.alive() > 0 || p.restedAt.IsZero() || p.failing() || p.snapshot().Max < 0 {
 			return
 		}
 		i := p.startOne(fmt.Sprintf("a request is expected %s after the last, as %d times of %d", roughly(rest.From), rest.Seen, rest.Of))
@@ -310,6 +310,7 @@ func (p *Pool) Evict(id, reason string) bool {
 		return false
 	}
 	if p.giveUp(id) {
+		p.prepareLater()
 		return true
 	}
 	p.leaveIdle(p.byID(id), reason)

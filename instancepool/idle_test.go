@@ -199,6 +199,34 @@ func TestAnIdleInstanceIsLookedAtAgain(t *testing.T) {
 	})
 }
 
+// What is no use says nothing of how many instances there are to be.
+func TestWhatIsNoUseIsNoLoad(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var told instancepool.Snapshot // Decide is called by this goroutine
+		p := startWith(t, revision(2), func(o *instancepool.Options, _ *pooltest.Runtime) {
+			decide := o.Decide
+			o.Decide = func(s instancepool.Snapshot) instancepool.Decision {
+				told = s
+				return decide(s)
+			}
+		})
+		lease := p.need()
+		time.Sleep(100 * time.Millisecond)
+		lease.Release()
+		quiet, err := p.AcquireAwake()
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(30 * time.Second)
+		quiet.Release()
+		p.Wake()
+		equal(t, "a request takes", told.Held, 100*time.Millisecond)
+		if told.Load[0] > 0.01 {
+			t.Errorf("the load is %.3f", told.Load[0])
+		}
+	})
+}
+
 // What is no use neither starts, thaws nor keeps an instance.
 func TestAcquireAwake(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

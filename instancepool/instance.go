@@ -62,7 +62,8 @@ type Instance struct {
 	// The rest is guarded by pool.mu.
 	state    State
 	since    time.Time // of state
-	born     time.Time // when its start began
+	born     time.Time // when its start was wanted
+	begun    bool      // nothing can keep its start back any more
 	inFlight int
 	quiet    int       // of inFlight: requests that are no use
 	list     *freeList // the list of free instances that it is in, or nil

@@ -23,6 +23,8 @@ type load struct {
 	at    time.Time // of the last change
 	short window
 	long  window
+	// busy is the time that slots have been held since ever.
+	busy time.Duration
 	// held is the time that slots were held, by done requests and those that go on;
 	// both are halved from time to time, so that what was long ago fades.
 	held time.Duration
@@ -41,6 +43,7 @@ func (l *load) advance(now time.Time, inFlight, waiting int) {
 		return
 	}
 	l.at = now
+	l.busy += dt * time.Duration(inFlight)
 	l.held += dt * time.Duration(inFlight)
 	l.short.add(now, dt, inFlight+waiting)
 	l.long.add(now, dt, inFlight+waiting)

@@ -1,25 +1,26 @@
 package instancepool
 
 import (
+	"cmp"
 	"math"
 	"time"
+
+	"github.com/fairway-run/fairway/revisions"
 )
 
 // cpuOver is what the mean use of CPU is taken over.
 const cpuOver = time.Minute
 
-// busyPart is the part of its CPU from whose use on an instance is spared.
-const busyPart = 0.6
-
 // spread sets up to how many requests an instance is preferred over one with
-// fewer: as many as it may have, as that needs the fewest instances, unless those
-// that are awake have used so much of their CPU that their requests slow one
-// another down. The caller holds mu.
+// fewer: as many as it may have, as that needs the fewest instances, unless they use
+// more of the CPU than one is to use. Then it is so many as use that: else the
+// instances that are started for the CPU's sake would have nothing to do. load is the
+// mean number of requests that have used the CPU. The caller holds mu.
 // Source: Cloud Run: an instance that is busy may get fewer requests.
-func (p *Pool) spread(used float64) {
-	target := p.spec.Concurrency
-	if awake := p.ready - p.frozen; awake > 0 && p.spec.CPU > 0 && used > busyPart*p.spec.CPU*float64(awake) {
-		target = max(1, target*7/10)
+func (p *Pool) spread(used, load float64) {
+	target, share := p.spec.Gather(), cmp.Or(p.spec.Scaling.CPU, revisions.DefaultTarget)*p.spec.CPU
+	if share > 0 && used > share {
+		target = min(target, max(1, int(load*share/used)))
 	}
 	if target == p.target {
 		return
@@ -29,6 +30,9 @@ func (p *Pool) spread(used float64) {
 		p.place(i)
 	}
 }
+
+// fade is what is left of a mean use of the CPU after so long without any.
+func fade(after time.Duration) float64 { return math.Exp(-after.Seconds() / cpuOver.Seconds()) }
 
 // Measured is what an instance was found to use.
 type Measured struct {
@@ -79,13 +83,16 @@ func (p *Pool) Measure() (found []Measured, active bool) {
 		i.usage, i.metered = u, now
 		found = append(found, Measured{i.id, u})
 	}
+	p.advance(now)
 	if dt := now.Sub(p.cpuAt); p.cpuAt.IsZero() {
 		p.cpu = used
 	} else {
-		p.cpu += (used - p.cpu) * (1 - math.Exp(-dt.Seconds()/cpuOver.Seconds()))
+		p.cpu = used + (p.cpu-used)*fade(dt)
+		if dt > 0 {
+			p.spread(used, (p.load.busy-p.busyThen).Seconds()/dt.Seconds())
+		}
 	}
-	p.cpuAt = now
-	p.spread(used)
+	p.cpuAt, p.busyThen = now, p.load.busy
 	if active {
 		p.scale()
 	}

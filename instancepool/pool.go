@@ -37,6 +37,8 @@ const (
 	outageBackoffMin = 100 * time.Millisecond
 	outageBackoffMax = 2 * time.Second
 	outagePatience   = 10 * time.Second
+	// What is nobody's fault counts for so long after a start may be tried again.
+	passedAfter = 10 * time.Second
 	// suspectPatience is how long an instance that could not be dialled may take to
 	// pass its probe again.
 	suspectPatience = 5 * time.Second
@@ -97,7 +99,11 @@ type Options struct {
 	// Prepare, when not nil, is called before the start of the instance of that ID
 	// and may take its time, which a start may not: it pulls the image and finds room.
 	Prepare func(ctx context.Context, id string) error
-	// Start makes an instance: Runtime.Start, or what bounds and prepares it.
+	// Turn, when not nil, is called after Prepare, and returns when the start may go on;
+	// done is called when it is over. Starts that wait for it are withdrawn when
+	// nobody wants them any more.
+	Turn func(context.Context) (done func(), err error)
+	// Start makes an instance: Runtime.Start.
 	Start func(context.Context, StartSpec) (Handle, error)
 	// Ahead makes an instance but for its start; nil when the engine cannot. Prepared
 	// is how many such there are to be.
@@ -162,6 +168,7 @@ type Pool struct {
 	target    int
 	free      int // slots
 	inFlight  int
+	quiet     int // of inFlight: requests that are no use
 	ready     int
 	starting  int
 	suspects  int
@@ -169,13 +176,14 @@ type Pool struct {
 	frozen    int // of those that are ready
 	min, max  int // of the service's share, see Bound
 	load      load
-	asked     time.Time   // when a decision was last made without a queue
-	again     *time.Timer // to the next decision
-	restedAt  time.Time   // since when there is no request; zero while there is
-	promised  time.Time   // until when an instance is kept for who comes back, see leaveStarting
-	due       *time.Timer // to the start for a request that is expected
-	cpu       float64     // see Snapshot.CPU
-	cpuAt     time.Time   // when that was measured
+	asked     time.Time     // when a decision was last made without a queue
+	again     *time.Timer   // to the next decision
+	restedAt  time.Time     // since when there is no request; zero while there is
+	promised  time.Time     // until when an instance is kept for who comes back, see leaveStarting
+	due       *time.Timer   // to the start for a request that is expected
+	cpu       float64       // see Snapshot.CPU
+	cpuAt     time.Time     // when that was measured
+	busyThen  time.Duration // load.busy at that time
 	prepared  []*ahead
 	preparing int
 	// After one could not be prepared: until when no other is, and the timer to then.
@@ -216,7 +224,7 @@ func New(rev *revisions.Revision, opts Options) *Pool {
 		opts.Active = func() {}
 	}
 	spec := rev.Spec()
-	p := &Pool{rev: rev, spec: spec, opts: opts, target: spec.Concurrency, done: make(chan struct{}), load: newLoad(time.Now())}
+	p := &Pool{rev: rev, spec: spec, opts: opts, target: spec.Gather(), done: make(chan struct{}), load: newLoad(time.Now())}
 	for _, h := range spec.Health {
 		p.checked = p.checked || len(h.Checks) > 0
 	}
@@ -260,7 +268,7 @@ func (p *Pool) AcquireBriefly(ctx context.Context, instance string, arrived time
 		}
 		lease := &Lease{instance: g.instance, Cold: g.cold}
 		if g.frozen && p.thaw(ctx, g.instance) != nil {
-			p.release(g.instance)
+			p.leaveFrozen(g.instance)
 			if ctx.Err() != nil {
 				return nil, context.Cause(ctx)
 			}
@@ -287,12 +295,13 @@ func (p *Pool) AcquireAwake() (*Lease, error) {
 			if i.rest != awake { // it is about to be: who waits for that has woken it
 				continue
 			}
-			p.load.advance(time.Now(), p.inFlight, p.waiters.length)
+			p.advance(time.Now())
 			p.free--
 			due := i.due
 			p.admit(i)
 			i.due = due
 			i.quiet++
+			p.quiet++
 			return &Lease{instance: i, quiet: true}, nil
 		}
 	}
@@ -359,14 +368,14 @@ func (p *Pool) slot(ctx context.Context, since, arrived time.Time, instance stri
 }
 
 // patience is how long a request may wait for its slot, and what it is told when
-// it has waited in vain. While it is not known how long a start takes, or an image
-// has to be fetched, only the request's own time counts: the first request of a
-// slow app must not be refused because it is slow. The caller holds mu.
+// it has waited in vain. While it is not known how long the start takes that it waits
+// for, or an image has to be fetched, only the request's own time counts: the first
+// request of a slow app must not be refused because it is slow. The caller holds mu.
 // Source: Cloud Run: pending requests.
 func (p *Pool) patience(arrived time.Time) (time.Duration, error) {
 	patience, late := p.spec.AnswerWithin()-time.Since(arrived), ErrTimeout
 	mean := p.opts.Startups.Mean()
-	if mean == 0 || !p.rev.Pinned() {
+	if mean == 0 && (p.ready == 0 || p.starting > 0) || !p.rev.Pinned() {
 		return patience, late
 	}
 	if pending := max(pendingLeast, time.Duration(pendingStarts*float64(mean))); pending < patience {
@@ -375,10 +384,16 @@ func (p *Pool) patience(arrived time.Time) (time.Duration, error) {
 	return patience, late
 }
 
+// advance notes what the load was up to now. It is called before that changes. The
+// caller holds mu.
+func (p *Pool) advance(now time.Time) {
+	p.load.advance(now, p.inFlight-p.quiet, p.waiters.length)
+}
+
 // note accounts for the time up to now, before a request comes or goes; the first
 // after a pause tells how long that was. The caller holds mu.
 func (p *Pool) note(now time.Time) {
-	p.load.advance(now, p.inFlight, p.waiters.length)
+	p.advance(now)
 	if !p.restedAt.IsZero() {
 		p.opts.Rhythm.Note(now.Sub(p.restedAt))
 		p.restedAt = time.Time{}
@@ -390,8 +405,9 @@ func (p *Pool) note(now time.Time) {
 func (p *Pool) leave(w *waiter) {
 	p.mu.Lock()
 	if w.queued {
-		p.load.advance(time.Now(), p.inFlight, p.waiters.length)
+		p.advance(time.Now())
 		p.waiters.remove(w)
+		p.withdraw()
 		p.settle()
 		p.mu.Unlock()
 		return
@@ -410,11 +426,11 @@ func (p *Pool) leave(w *waiter) {
 func (p *Pool) leaveStarting(w *waiter) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !w.queued || p.phase != open || p.ready > 0 || p.starting == 0 || p.failure != nil {
+	if !w.queued || p.phase != open || p.ready > 0 || p.starting == 0 || p.failing() {
 		return nil
 	}
 	now := time.Now()
-	p.load.advance(now, p.inFlight, p.waiters.length)
+	p.advance(now)
 	p.waiters.remove(w)
 	p.promised = now.Add(keepLeast)
 	if !p.rev.Pinned() {
@@ -432,6 +448,12 @@ func (p *Pool) refusal() error {
 		return ErrQueueFull
 	}
 	return nil
+}
+
+// failing reports whether the last start has failed, and another would probably too.
+// The caller holds mu.
+func (p *Pool) failing() bool {
+	return p.failure != nil && (!p.failure.Passing() || time.Since(p.retryAt) < passedAfter)
 }
 
 func (p *Pool) failureNow() *StartError {
@@ -525,11 +547,12 @@ func (p *Pool) giveBack(i *Instance, quiet bool) {
 	now := time.Now()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.load.advance(now, p.inFlight, p.waiters.length)
+	p.advance(now)
 	if !quiet {
 		p.load.finish()
 	} else {
 		i.quiet--
+		p.quiet--
 	}
 	i.inFlight--
 	p.inFlight--
@@ -560,6 +583,9 @@ func (p *Pool) handOver(cold bool) {
 			return
 		}
 		p.waiters.pop().settled <- grant{instance: i, cold: cold, frozen: i.rest != awake}
+		if p.waiters.length == 0 {
+			p.withdraw()
+		}
 	}
 }
 
@@ -613,7 +639,7 @@ func (p *Pool) scale() {
 
 // start starts n instances, as far as failures allow. The caller holds mu.
 func (p *Pool) start(n int, reason string) {
-	if p.failure != nil || p.outages > 0 {
+	if p.failing() || p.outages > 0 {
 		n = min(n, 1-p.starting)
 	}
 	if n <= 0 {
@@ -642,6 +668,38 @@ func (p *Pool) startOne(reason string) *Instance {
 	return i
 }
 
+// withdraw stops starts that have not begun, because others had to start first or
+// there was no room, and that nobody wants any more: those for whom they were to be
+// have been served by others, or have left. The caller holds mu.
+func (p *Pool) withdraw() {
+	s, pending := p.snapshot(), 0
+	s.Starting = 0
+	for _, i := range p.instances {
+		switch {
+		case i.state != Starting || i.stopSent:
+		case i.begun || !i.due.IsZero():
+			s.Starting++
+		default:
+			pending++
+		}
+	}
+	if pending == 0 {
+		return
+	}
+	// A slow guess of how many are needed would have them come and go: those that still
+	// wait may keep one each.
+	useful := max(p.opts.Decide(s).Start, (s.Waiting+s.Concurrency-1)/s.Concurrency)
+	for _, i := range slices.Backward(p.instances) {
+		if pending <= useful {
+			return
+		}
+		if i.state == Starting && !i.stopSent && !i.begun && i.due.IsZero() {
+			p.askToStop(i, "nobody waits for it any more")
+			pending--
+		}
+	}
+}
+
 // reset lets f be called after d, by a timer that may be nil.
 func reset(t *time.Timer, d time.Duration, f func()) *time.Timer {
 	if t == nil {
@@ -653,13 +711,13 @@ func reset(t *time.Timer, d time.Duration, f func()) *time.Timer {
 
 func (p *Pool) snapshot() Snapshot {
 	now := time.Now()
-	p.load.advance(now, p.inFlight, p.waiters.length)
+	p.advance(now)
 	s := Snapshot{
 		Waiting: p.waiters.length, InFlight: p.inFlight, Free: p.free,
 		Ready: p.ready, Starting: p.starting, Suspect: p.suspects, Unready: p.unready,
 		Concurrency: p.spec.Concurrency, Min: max(p.spec.MinInstances, p.min), Max: p.spec.MaxInstances,
-		Held: p.load.service(), Startup: p.opts.Startups.Mean(),
-		Load: [2]float64{p.load.short.mean(), p.load.long.mean()}, CPU: p.cpu,
+		Held: p.load.service(), Startup: p.opts.Startups.next(len(p.prepared) > 0),
+		Load: [2]float64{p.load.short.mean(), p.load.long.mean()}, CPU: p.cpu * fade(now.Sub(p.cpuAt)),
 	}
 	s.Recent, s.Growth = p.load.trend()
 	if w := p.waiters.head; w != nil {
@@ -707,7 +765,13 @@ func (p *Pool) run(i *Instance, h Handle) {
 	ctx, cancel := context.WithCancel(p.ctx)
 	defer cancel()
 	began := time.Now()
-	p.opts.Observe(p.event(i, h, Starting, i.why))
+	e := p.event(i, h, Starting, i.why)
+	if m, ok := h.(Meter); ok {
+		if u, err := m.Usage(); err == nil { // else it has just ended
+			e.Memory = u.Memory
+		}
+	}
+	p.opts.Observe(e)
 	h, phases, err := p.bringUp(ctx, i, h)
 	if err == nil {
 		err = p.becomeReady(i, h)
@@ -716,7 +780,7 @@ func (p *Pool) run(i *Instance, h Handle) {
 		p.startFailed(i, h, err, began)
 		return
 	}
-	e := p.event(i, h, Ready, "probe succeeded")
+	e = p.event(i, h, Ready, "probe succeeded")
 	e.Phases, e.Took = phases, time.Since(began)
 	p.opts.Observe(e)
 	checking, stopChecks := context.WithCancel(ctx)
@@ -806,13 +870,27 @@ func (p *Pool) bringUp(ctx context.Context, i *Instance, h Handle) (Handle, map[
 	defer mu.Unlock()
 	phases["probe"] = time.Since(probing)
 	if err == nil && !i.adopted {
-		p.opts.Startups.add(time.Since(began) - phases[PhaseTurn])
+		p.opts.Startups.add(time.Since(began)-phases[PhaseTurn], i.ahead != nil)
 	}
 	return h, phases, err
 }
 
-// launch starts the process of i: what was prepared for it, if that still can be.
+// launch starts the process of i in its turn: what was prepared for it, if that
+// still can be.
 func (p *Pool) launch(ctx context.Context, i *Instance, observe func(string, time.Duration)) (Handle, error) {
+	if p.opts.Turn != nil {
+		began := time.Now()
+		done, err := p.opts.Turn(ctx)
+		if err != nil {
+			p.discard(i.ahead)
+			return nil, err
+		}
+		defer done()
+		observe(PhaseTurn, time.Since(began))
+	}
+	p.mu.Lock()
+	i.begun = true
+	p.mu.Unlock()
 	if i.ahead != nil {
 		if h, err := i.ahead.Start(ctx, observe); err == nil || ctx.Err() != nil {
 			return h, err
@@ -982,7 +1060,7 @@ func (p *Pool) countFailure(f *StartError, i *Instance) {
 		f.Reason = known.Reason()
 	}
 	p.failure = f
-	if !outage && !noRoom || errors.Is(f.Err, ErrTooLarge) {
+	if !f.Passing() {
 		p.answerAwaits(p.failureNow())
 	}
 	if p.alive() == 0 {
@@ -1370,11 +1448,12 @@ func (p *Pool) Proven() bool {
 	return p.proven
 }
 
-// Failure is why the last start failed, or nil since one has succeeded.
+// Failure is why the last start failed, or nil since one has succeeded; what has
+// passed by itself is none.
 func (p *Pool) Failure() *StartError {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.failure == nil {
+	if !p.failing() {
 		return nil
 	}
 	return p.failureNow()

@@ -312,42 +312,59 @@ func TestTheInstanceUsedLastIsTakenFirst(t *testing.T) {
 
 // Requests gather on few instances, so that the others may go idle, but no
 // instance is filled to the brim while others have little to do.
-// Requests are gathered on as few instances as can take them, unless these are
-// busy: then each is spared from 7 of 10 of its slots on.
+// Requests are gathered on as few instances as can take them, unless they use more
+// CPU than one is to use, or there is a soft limit: then on as many more as are there.
 func TestRequestsGather(t *testing.T) {
 	type step struct {
 		more int
 		want []int
 	}
 	for name, test := range map[string]struct {
-		cpu   time.Duration // that each instance uses in a second
+		cpu   time.Duration // that one request uses in a second
+		soft  int
+		part  float64 // of its CPU that an instance is to use
 		steps []step
 	}{
-		"with CPU to spare": {100 * time.Millisecond, []step{
+		"with CPU to spare": {10 * time.Millisecond, 0, 0, []step{
 			{7, []int{0, 0, 7}}, {7, []int{0, 4, 10}}, {7, []int{1, 10, 10}}, {9, []int{10, 10, 10}},
 		}},
-		"without": {900 * time.Millisecond, []step{
-			{7, []int{0, 0, 7}}, {7, []int{0, 7, 7}}, {7, []int{7, 7, 7}}, {3, []int{8, 8, 8}}, {6, []int{10, 10, 10}},
+		"without": {200 * time.Millisecond, 0, 0, []step{
+			{4, []int{0, 1, 3}}, {5, []int{3, 3, 3}}, {3, []int{4, 4, 4}}, {18, []int{10, 10, 10}},
+		}},
+		"when each uses more than an instance should": {time.Second, 0, 0, []step{
+			{3, []int{1, 1, 1}}, {3, []int{2, 2, 2}},
+		}},
+		"with a target for the CPU": {200 * time.Millisecond, 0, 0.9, []step{
+			{4, []int{0, 0, 4}}, {8, []int{4, 4, 4}},
+		}},
+		"with a soft limit": {0, 5, 0, []step{
+			{6, []int{0, 1, 5}}, {9, []int{5, 5, 5}}, {3, []int{6, 6, 6}}, {12, []int{10, 10, 10}},
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				rev := revision(10)
-				rev.Spec().CPU = 1
+				rev.Spec().CPU, rev.Spec().Scaling.Soft, rev.Spec().Scaling.CPU = 1, test.soft, test.part
 				p := start(t, rev)
 				if err := p.Await(t.Context(), 3); err != nil {
 					t.Fatal(err)
+				}
+				const busy = 5
+				var leases []*instancepool.Lease
+				for range busy {
+					leases = append(leases, p.need())
 				}
 				for range 2 {
 					if found, active := p.Measure(); len(found) != 3 || !active {
 						t.Fatalf("Measure() = %+v, %t", found, active)
 					}
 					time.Sleep(time.Second)
-					for _, i := range p.rt.Instances() {
-						i.Replan(func(pl *pooltest.Plan) { pl.Usage.CPU += test.cpu })
-					}
+					p.rt.Instances()[0].Replan(func(pl *pooltest.Plan) { pl.Usage.CPU += busy * test.cpu })
 				}
 				p.Measure()
+				for _, l := range leases {
+					l.Release()
+				}
 				loads := func() []int {
 					var all []int
 					for _, i := range p.Status().Instances {
@@ -391,6 +408,14 @@ func TestMeasuredCPU(t *testing.T) {
 			t.Errorf("CPU: %.3f processors, want 0.8", told.CPU)
 		}
 		lease.Release()
+		// And is no load any more when it was long ago, whether it has been measured or not.
+		time.Sleep(10 * time.Minute)
+		told.CPU = 1
+		p.need().Release()
+		p.Wake()
+		if told.CPU > 1e-3 {
+			t.Errorf("CPU after ten minutes: %.3f processors", told.CPU)
+		}
 	})
 }
 
@@ -507,6 +532,120 @@ func TestARequestsTimeCountsFromItsArrival(t *testing.T) {
 			t.Errorf("it took %s in all", took)
 		}
 		lease.Release()
+	})
+}
+
+// After a restart it is not known what a start takes, and who waits for a busy
+// instance does not wait for one.
+func TestARequestIsPendingAfterARestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rev := revision(1)
+		rev.Spec().MaxInstances = 1
+		p := start(t, rev)
+		p.Adopt(p.rt.Leave("hello-00001-abcde", rev, pooltest.Plan{}))
+		lease := p.need()
+		began := time.Now()
+		if _, err := p.Acquire(t.Context()); !errors.Is(err, instancepool.ErrNoInstance) {
+			t.Errorf("got %v", err)
+		}
+		equal(t, "after", time.Since(began), 10*time.Second)
+		lease.Release()
+	})
+}
+
+// Starts that are kept back, by others or for want of room, are given up when nobody
+// waits any more; those that have begun are not.
+func TestStartsAreWithdrawn(t *testing.T) {
+	for name, minimum := range map[string]int{"all": 0, "but for the minimum": 3} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				rev := revision(1)
+				rev.Spec().MinInstances = minimum
+				turns := make(chan struct{}, 2) // start at the same time
+				p := startWith(t, rev, func(o *instancepool.Options, rt *pooltest.Runtime) {
+					o.Turn = func(ctx context.Context) (func(), error) {
+						select {
+						case turns <- struct{}{}:
+							return func() { <-turns }, nil
+						case <-ctx.Done():
+							return nil, ctx.Err()
+						}
+					}
+				})
+				p.rt.Plan(pooltest.Plan{StartTime: time.Second})
+				ctx, cancel := context.WithCancel(t.Context())
+				var calls []*call
+				for range 20 {
+					calls = append(calls, p.ask(ctx))
+				}
+				synctest.Wait()
+				equal(t, "wanted", len(p.states()), 20)
+				cancel()
+				for _, c := range calls {
+					<-c.done
+				}
+				time.Sleep(10 * time.Second)
+				equal(t, "started", p.rt.Attempts(), max(2, minimum))
+				equal(t, "running", len(p.rt.Running()), max(2, minimum))
+
+				calls = p.askTimes(6) // which those that run serve, before others could
+				time.Sleep(100 * time.Millisecond)
+				for served := true; served; {
+					served = false
+					for _, c := range calls {
+						if c.answered() && c.lease != nil {
+							c.lease.Release()
+							c.lease, served = nil, true
+							synctest.Wait()
+						}
+					}
+				}
+				time.Sleep(10 * time.Second)
+				if n := p.rt.Attempts(); n > max(2, minimum)+2 {
+					t.Errorf("%d instances were started, though the first served all", n)
+				}
+			})
+		})
+	}
+}
+
+// That there was no room says nothing of the revision, and is forgotten.
+func TestWantOfRoomPasses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		full := false
+		p := startWith(t, revision(1), func(o *instancepool.Options, rt *pooltest.Runtime) {
+			o.Prepare = func(context.Context, string) error {
+				if full {
+					return instancepool.ErrNoRoom
+				}
+				return nil
+			}
+		})
+		lease := p.need()
+		full = true
+		c := p.ask(t.Context())
+		synctest.Wait()
+		lease.Release()
+		<-c.done
+		if c.err != nil {
+			t.Fatal(c.err)
+		}
+		if f := p.Failure(); f == nil || !f.Passing() {
+			t.Errorf("at first: %v", f)
+		}
+		time.Sleep(20 * time.Second)
+		if f := p.Failure(); f != nil {
+			t.Errorf("later: %v", f)
+		}
+		full = false
+		p.rt.Plan(pooltest.Plan{StartTime: time.Second})
+		calls := p.askTimes(3)
+		for _, c := range calls {
+			<-c.done
+			c.lease.Release()
+		}
+		equal(t, "started, all at once", p.rt.Parallel(), 3)
+		c.lease.Release()
 	})
 }
 

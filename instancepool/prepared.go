@@ -4,13 +4,16 @@ import (
 	"context"
 	"slices"
 	"time"
+
+	"github.com/fairway-run/fairway/revisions"
 )
 
 // discardTimeout bounds the removal of an instance that was prepared in vain: a
 // pool that lets go waits for it. What is left then is the engine's to remove.
 const discardTimeout = 3 * time.Second
 
-// prepareRetry is the pause of a pool after an instance could not be prepared.
+// prepareRetry is the pause of a pool after an instance could not be prepared, or one
+// that was has been given up for others.
 const prepareRetry = 30 * time.Second
 
 // ahead is an instance that is prepared.
@@ -36,9 +39,7 @@ func (p *Pool) Prepare(ctx context.Context) error {
 	defer p.mu.Unlock()
 	p.preparing--
 	if err != nil {
-		if p.unprepared = time.Now().Add(prepareRetry); p.opts.Short != nil && !p.detached && p.phase == open {
-			p.reprepare = reset(p.reprepare, prepareRetry, p.opts.Short)
-		}
+		p.prepareLater()
 		return err
 	}
 	a := &ahead{made, time.Now()}
@@ -48,6 +49,22 @@ func (p *Pool) Prepare(ctx context.Context) error {
 	}
 	p.prepared = append(p.prepared, a)
 	return nil
+}
+
+// prepareLater has nothing prepared for a while. The caller holds mu.
+func (p *Pool) prepareLater() {
+	if p.unprepared = time.Now().Add(prepareRetry); p.opts.Short != nil && !p.detached && p.phase == open {
+		p.reprepare = reset(p.reprepare, prepareRetry, p.opts.Short)
+	}
+}
+
+// TrimPrepared removes what is prepared beyond what the revision wants by now.
+func (p *Pool) TrimPrepared() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for len(p.prepared) > 0 && len(p.prepared) > p.opts.Prepared() {
+		p.giveUp(p.prepared[len(p.prepared)-1].ID())
+	}
 }
 
 // WantsPrepared reports whether Prepare would make an instance.
@@ -60,7 +77,8 @@ func (p *Pool) WantsPrepared() bool {
 // wantsPrepared is WantsPrepared. The caller holds mu. What has not been ready yet
 // has to prove that it works first.
 func (p *Pool) wantsPrepared() bool {
-	return p.opts.Ahead != nil && !p.detached && p.phase == open && p.proven && p.failure == nil && p.rev.Pinned() &&
+	proven := p.proven || p.rev.Readiness() == revisions.ReadinessTrue // by an earlier process
+	return p.opts.Ahead != nil && !p.detached && p.phase == open && proven && !p.failing() && p.rev.Pinned() &&
 		!time.Now().Before(p.unprepared) && len(p.prepared)+p.preparing < p.opts.Prepared()
 }
 

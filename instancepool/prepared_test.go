@@ -12,8 +12,9 @@ import (
 
 func TestPreparedInstances(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		startups, want := new(instancepool.Startups), 2
 		p := startWith(t, revision(1), func(o *instancepool.Options, rt *pooltest.Runtime) {
-			o.Ahead, o.Prepared = rt.Prepare, func() int { return 2 }
+			o.Ahead, o.Prepared, o.Startups = rt.Prepare, func() int { return want }, startups
 		})
 		p.rt.Plan(pooltest.Plan{StartTime: 100 * time.Millisecond, PreparedStart: 15 * time.Millisecond})
 		if err := p.Prepare(t.Context()); err != nil || p.rt.Prepared() != 0 {
@@ -33,6 +34,7 @@ func TestPreparedInstances(t *testing.T) {
 		second := p.need()
 		equal(t, "waited for a prepared one", second.Waited, 15*time.Millisecond)
 		equal(t, "it keeps its name", second.Instance().ID(), name)
+		equal(t, "what a start takes from nothing", startups.Mean(), 100*time.Millisecond)
 		equal(t, "wants more", p.WantsPrepared(), true)
 		spares := p.Spares()
 		if len(spares) != 1 || !spares[0].Prepared || !p.Evict(spares[0].ID, "its room is needed") {
@@ -43,6 +45,20 @@ func TestPreparedInstances(t *testing.T) {
 		if len(p.Spares()) > 0 || p.Evict(spares[0].ID, "again") {
 			t.Fatal("there is none left to give up")
 		}
+		equal(t, "wants more at once", p.WantsPrepared(), false)
+		time.Sleep(time.Minute)
+		equal(t, "wants more later", p.WantsPrepared(), true)
+		for range 2 {
+			if err := p.Prepare(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want = 1 // the settings have changed
+		p.TrimPrepared()
+		synctest.Wait()
+		equal(t, "prepared, with other settings", p.rt.Prepared(), 1)
+		p.Evict(p.Spares()[0].ID, "its room is needed")
+		time.Sleep(time.Minute)
 		if err := p.Prepare(t.Context()); err != nil {
 			t.Fatal(err)
 		}

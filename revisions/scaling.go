@@ -49,6 +49,9 @@ type Scaling struct {
 	Concurrency float64
 	// CPU is the same for the part of an instance's CPUs that is used.
 	CPU float64
+	// Soft, when not 0, is how many requests an instance should have as long as there
+	// are others (Knative: soft limit).
+	Soft int
 	// Window, when not 0, is what the load is averaged over: an idle instance beyond
 	// those that the average needs is not kept. IdleTimeout bounds all of them.
 	Window time.Duration
@@ -112,8 +115,11 @@ func (s *Spec) readScaling(a *annotations) {
 	case a.has(autoscaling.TargetUtilizationPercentageAnnotation):
 		otherwise = c * part
 	}
+	if soft > 0 && soft < c {
+		s.Scaling.Soft = max(1, int(soft))
+	}
 	if t, ok := a.target(0.95, ConcurrencyTargetAnnotation); ok {
-		otherwise = t * c
+		otherwise, s.Scaling.Soft = t*c, 0
 	}
 	s.Scaling.Concurrency, s.Scaling.CPU = otherwise, DefaultTarget
 	if t, ok := a.target(0.95, CPUTargetAnnotation); ok {

@@ -1,6 +1,7 @@
 package revisions
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -78,6 +79,10 @@ type Port struct {
 // Container is the ingress container: the one that gets the requests. It must
 // not be modified.
 func (s *Spec) Container() *corev1.Container { return ingressContainer(&s.Template.Spec) }
+
+// Gather is how many requests an instance gets before another one does that is
+// there too.
+func (s *Spec) Gather() int { return cmp.Or(s.Scaling.Soft, s.Concurrency) }
 
 // AnswerWithin bounds a request from its arrival until its response begins.
 func (s *Spec) AnswerWithin() time.Duration {

@@ -138,10 +138,7 @@ func ahead(s instancepool.Snapshot, spec *revisions.Spec) int {
 		soon := min(s.Recent+s.Growth*(trendLag+2*s.Startup).Seconds(), 2*float64(s.InFlight))
 		n = max(n, ceil(soon/float64(spec.Concurrency)))
 	}
-	if t := spec.Scaling.CPU; t > 0 && spec.CPU > 0 {
-		n = max(n, ceil(s.CPU/(t*spec.CPU)))
-	}
-	return n
+	return max(n, forCPU(s, spec))
 }
 
 // keep is how many instances the load of late needs on the average.
@@ -154,7 +151,16 @@ func keep(s instancepool.Snapshot, spec *revisions.Spec) int {
 	if per == 0 {
 		per = keepPart * float64(spec.Concurrency)
 	}
-	return max(s.Min, ceil(load/per))
+	return max(s.Min, ceil(load/per), forCPU(s, spec))
+}
+
+// forCPU is how many instances there should be for the CPU that the load has used in
+// the last minute to be within its target.
+func forCPU(s instancepool.Snapshot, spec *revisions.Spec) int {
+	if spec.Scaling.CPU == 0 || spec.CPU == 0 {
+		return 0
+	}
+	return ceil(s.CPU / (spec.Scaling.CPU * spec.CPU))
 }
 
 func ceil(x float64) int { return int(math.Ceil(x - 1e-9)) }

@@ -60,7 +60,7 @@ func TestDecideAhead(t *testing.T) {
 		{"one is on its way", instancepool.Snapshot{InFlight: 8, Ready: 1, Starting: 1, Load: [2]float64{6, 1}}, half, 0, "", 2},
 		{"never above the maximum", instancepool.Snapshot{InFlight: 30, Ready: 3, Max: 3, Load: [2]float64{30, 30}}, half, 0, "", 6},
 		{"what is not ready takes no load", instancepool.Snapshot{InFlight: 8, Ready: 1, Unready: 1, Load: [2]float64{6, 1}}, half, 1, whyUnready, 2},
-		{"by CPU", instancepool.Snapshot{InFlight: 1, Ready: 1, CPU: 0.9, Load: [2]float64{1, 1}}, half, 1, whyTarget, 1},
+		{"by CPU", instancepool.Snapshot{InFlight: 1, Ready: 1, CPU: 0.9, Load: [2]float64{1, 1}}, half, 1, whyTarget, 2},
 		{"CPU is off", instancepool.Snapshot{InFlight: 1, Ready: 1, CPU: 0.9, Load: [2]float64{1, 1}}, revisions.Scaling{Concurrency: 5}, 0, "", 1},
 		{"a long window keeps more", instancepool.Snapshot{Ready: 3, Load: [2]float64{1, 14}}, revisions.Scaling{Concurrency: 5, Window: 10 * time.Minute}, 0, "", 3},
 		{"none by hand", instancepool.Snapshot{Waiting: 3, InFlight: 1, Max: -1, Load: [2]float64{9, 9}}, half, 0, "", 2},

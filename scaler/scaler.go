@@ -135,6 +135,10 @@ type Limits struct {
 func (s *Scaler) Limit(l Limits) {
 	s.budget.setLimits(l)
 	s.prepared.Store(int64(l.Prepared))
+	s.pools(func(p *instancepool.Pool) bool {
+		p.TrimPrepared()
+		return true
+	})
 	s.prepareSoon()
 }
 
@@ -622,7 +626,11 @@ func (s *Scaler) newPool(v *service, rev *revisions.Revision, observe func(insta
 			}
 			return s.budget.take(ctx, id, roomFor(spec))
 		},
-		Start:  s.startInstance,
+		Turn: s.turn,
+		Start: func(ctx context.Context, spec instancepool.StartSpec) (instancepool.Handle, error) {
+			s.claim(spec.ID)
+			return s.opts.Runtime.Start(ctx, spec)
+		},
 		Decide: func(sn instancepool.Snapshot) instancepool.Decision { return decide(sn, spec, s.opts.StartLimit) },
 		Observe: func(e instancepool.Event) {
 			s.budget.follow(e, roomFor(spec))
@@ -659,19 +667,17 @@ func (s *Scaler) newPool(v *service, rev *revisions.Revision, observe func(insta
 	return pool
 }
 
-func (s *Scaler) startInstance(ctx context.Context, spec instancepool.StartSpec) (instancepool.Handle, error) {
-	began := time.Now()
+// turn waits until no more instances start than are good for all of them.
+func (s *Scaler) turn(ctx context.Context) (done func(), err error) {
 	if err := s.starts.Acquire(ctx, 1); err != nil {
 		return nil, context.Cause(ctx)
 	}
 	pass := sync.OnceFunc(func() { s.starts.Release(1) })
-	defer pass()
-	defer time.AfterFunc(startTurn, pass).Stop()
-	if spec.Observe != nil {
-		spec.Observe(instancepool.PhaseTurn, time.Since(began))
-	}
-	s.claim(spec.ID)
-	return s.opts.Runtime.Start(ctx, spec)
+	late := time.AfterFunc(startTurn, pass)
+	return func() {
+		late.Stop()
+		pass()
+	}, nil
 }
 
 // claim notes that an instance is this process's own.

@@ -17,6 +17,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
 
@@ -111,6 +112,7 @@ func svc(t testing.TB, name string, settings ...string) *servingv1.Service {
 	t.Helper()
 	v := &servingv1.Service{ObjectMeta: metav1.ObjectMeta{Name: name}}
 	image, annotations := "app:1", make(map[string]string)
+	var limits corev1.ResourceList
 	for _, s := range settings {
 		key, value, ok := strings.Cut(s, "=")
 		switch {
@@ -128,6 +130,8 @@ func svc(t testing.TB, name string, settings ...string) *servingv1.Service {
 				t.Fatal(err)
 			}
 			v.Spec.Template.Spec.TimeoutSeconds = &n
+		case key == "memory":
+			limits = corev1.ResourceList{corev1.ResourceMemory: resource.MustParse(value)}
 		case strings.Contains(key, "/"):
 			annotations[key] = value
 		default:
@@ -135,7 +139,7 @@ func svc(t testing.TB, name string, settings ...string) *servingv1.Service {
 		}
 	}
 	v.Spec.Template.Annotations = annotations
-	v.Spec.Template.Spec.Containers = []corev1.Container{{Image: image}}
+	v.Spec.Template.Spec.Containers = []corev1.Container{{Image: image, Resources: corev1.ResourceRequirements{Limits: limits}}}
 	v, err := revisions.Prepare(v)
 	if err != nil {
 		t.Fatal(err)
@@ -522,9 +526,15 @@ func TestDeclareTwice(t *testing.T) {
 // and as a later one reads it from what an instance carries.
 func made(t *testing.T, n int, settings ...string) *revisions.Revision {
 	t.Helper()
+	return madeOf(t, svc(t, "hello", settings...), n)
+}
+
+// madeOf is made of any service.
+func madeOf(t *testing.T, service *servingv1.Service, n int) *revisions.Revision {
+	t.Helper()
 	g := revisions.NewRegistry(revisions.Options{})
-	g.Reserve("hello", int64(n-1))
-	rev, _, err := g.Apply(svc(t, "hello", settings...), revisions.OwnerConfig)
+	g.Reserve(service.Name, int64(n-1))
+	rev, _, err := g.Apply(service, revisions.OwnerConfig)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -177,6 +177,7 @@ func (v *service) reroute(st *revisions.State) {
 			continue
 		}
 		d.routed = true
+		v.s.prepareSoon()
 		if d.trial != nil { // it need not prove itself to be used any more
 			d.trial()
 			d.trial = nil
@@ -197,19 +198,48 @@ func (v *service) reroute(st *revisions.State) {
 // Source: Cloud Run: service-level minimum instances.
 func (v *service) bound(st *revisions.State) {
 	b, t := st.Bounds(), v.route.Load()
-	for _, d := range t.pools {
-		share := float64(t.percent(d)) / float64(max(t.total, 1))
-		low, high := ceil(float64(b.Min)*share), 0
+	shares := make([]int, len(t.pools))
+	for i, d := range t.pools {
+		shares[i] = t.percent(d)
+	}
+	lows, highs := divide(b.Min, shares), divide(b.Max, shares)
+	for i, d := range t.pools {
+		low, high := lows[i], 0
 		switch {
 		case disabled(b):
 			low, high = 0, -1
-		case b.Max > 0 && share > 0:
-			high = max(1, ceil(float64(b.Max)*share))
+		case b.Max > 0 && shares[i] > 0: // it has requests, and so needs one
+			high = max(1, highs[i])
 		case b.Max > 0: // reached by its tag only
 			high = b.Max
 		}
+		if b.Manual && shares[i] > 0 {
+			low = high
+		}
 		d.pool.Bound(low, high)
 	}
+}
+
+// divide shares n in proportion to shares, whole: what is left over goes to the
+// largest remainders.
+func divide(n int, shares []int) []int {
+	parts, total := make([]int, len(shares)), 0
+	for _, share := range shares {
+		total += share
+	}
+	if total == 0 {
+		return parts
+	}
+	left, order := n, make([]int, len(shares))
+	for i, share := range shares {
+		order[i], parts[i] = i, n*share/total
+		left -= parts[i]
+	}
+	slices.SortStableFunc(order, func(a, b int) int { return n*shares[b]%total - n*shares[a]%total })
+	for _, i := range order[:left] {
+		parts[i]++
+	}
+	return parts
 }
 
 func disabled(b revisions.Bounds) bool { return b.Manual && b.Min == 0 }
@@ -482,7 +512,7 @@ func (v *service) observe(d *deployment, e instancepool.Event) {
 		case !serves:
 		case e.State == instancepool.Ready:
 			v.s.registry.MarkReady(d.rev)
-		case failure != nil:
+		case failure != nil && !failure.Passing():
 			reason, message := explain(d.rev, failure)
 			v.s.registry.MarkFailed(d.rev, reason, message)
 		}

@@ -36,16 +36,18 @@ type budget struct {
 	// first. It and its results are called without mu.
 	spares func() []spare
 
-	mu      sync.Mutex // guards all below
-	limits  Limits
-	held    map[string]room
-	used    room
-	leaving map[string]bool // asked to stop for the sake of others
-	queue   []*claim        // those who wait for room, in order
-	changed chan struct{}   // closed, and replaced, when a claim may have become grantable
-	evicted int
-	host    instancepool.Capacity
-	hostAt  time.Time
+	mu       sync.Mutex // guards all below
+	limits   Limits
+	held     map[string]room
+	used     room
+	promised map[string]bool // whose memory is a limit, not what was found
+	promises int64           // the sum of their memory
+	leaving  map[string]bool // asked to stop for the sake of others
+	queue    []*claim        // those who wait for room, in order
+	changed  chan struct{}   // closed, and replaced, when a claim may have become grantable
+	evicted  int
+	host     instancepool.Capacity
+	hostAt   time.Time
 }
 
 // room is what instances take: bytes of memory, and thousandths of a processor.
@@ -64,6 +66,9 @@ func (r room) in(o room) bool    { return r.memory <= o.memory && r.cpu <= o.cpu
 type claim struct {
 	id   string
 	need room
+	// stuck is set when nothing could be done for it the last time that it was looked
+	// at: others may pass.
+	stuck bool
 }
 
 // spare is an instance that could be stopped for the sake of others.
@@ -73,7 +78,10 @@ type spare struct {
 }
 
 func newBudget(limits Limits, engine instancepool.Runtime, spares func() []spare) *budget {
-	b := &budget{limits: limits, spares: spares, held: make(map[string]room), leaving: make(map[string]bool), changed: make(chan struct{})}
+	b := &budget{
+		limits: limits, spares: spares, changed: make(chan struct{}),
+		held: make(map[string]room), promised: make(map[string]bool), leaving: make(map[string]bool),
+	}
 	if s, ok := engine.(instancepool.Sizer); ok {
 		b.size = s.Capacity
 	}
@@ -88,11 +96,11 @@ type roomError struct {
 
 func (e *roomError) Error() string {
 	need, free, total := inMiB(e.need.memory), inMiB(e.free.memory), inMiB(e.total.memory)
-	enough := e.free.memory
+	enough := e.free
 	if e.never {
-		enough = e.total.memory
+		enough = e.total
 	}
-	if e.need.memory <= enough || e.total.memory == 0 {
+	if e.total.cpu > 0 && e.need.cpu > enough.cpu && (e.need.memory <= enough.memory || e.total.memory == 0) {
 		need, free, total = inCPUs(e.need.cpu), inCPUs(e.free.cpu), inCPUs(e.total.cpu)
 	}
 	if e.never {
@@ -159,11 +167,10 @@ func (b *budget) free() (free, total room) {
 		return free, total
 	}
 	free.memory = total.memory - b.used.memory
-	// What is promised to instances that start is not used yet, so what the host has
-	// left may be less than it seems; that is what the budget is for. But others use
-	// the host's memory too, of which the budget knows nothing.
+	// Others use the host's memory too, of which the budget knows nothing. What is
+	// promised to instances that start is not used yet: it seems to be left.
 	if host := b.capacity(); host.Available > 0 && b.limits.Memory == 0 {
-		free.memory = min(free.memory, host.Available)
+		free.memory = min(free.memory, host.Available-b.promises)
 	}
 	return free, total
 }
@@ -171,7 +178,7 @@ func (b *budget) free() (free, total room) {
 // take returns when there is room for an instance, or with a *roomError. What can
 // go is stopped for it.
 func (b *budget) take(ctx context.Context, id string, need room) error {
-	c := &claim{id, need}
+	c := &claim{id: id, need: need}
 	b.mu.Lock()
 	b.queue = append(b.queue, c)
 	b.mu.Unlock()
@@ -202,30 +209,81 @@ func (b *budget) take(ctx context.Context, id string, need room) error {
 	}
 }
 
-// try grants a claim if it is the first and there is room, or makes some. If it
-// does not, changed tells when to try again.
+// try grants a claim in its turn if there is room, or makes some. If it does not,
+// changed tells when to try again.
 func (b *budget) try(c *claim) (granted bool, changed <-chan struct{}, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	changed = b.changed
-	if b.queue[0] != c {
-		return false, changed, nil
-	}
 	for {
 		free, total := b.free()
-		free = free.plus(b.held[c.id]) // it may have been prepared
 		if total.memory > 0 && c.need.memory > total.memory || total.cpu > 0 && c.need.cpu > total.cpu {
 			return false, nil, &roomError{need: c.need, free: free, total: total, never: true}
 		}
+		if first := b.before(c, free); first != nil {
+			if first.stuck && first.need.in(c.need) {
+				b.stick(c)
+			}
+			return false, b.changed, nil
+		}
+		free = free.plus(b.held[c.id]) // it may have been prepared
 		if c.need.in(free) {
-			b.hold(c.id, c.need)
+			b.hold(c.id, c.need, true)
 			return true, nil, nil
 		}
-		for id := range b.leaving {
-			free = free.plus(b.held[id])
+		free = free.plus(b.soon())
+		if c.need.in(free) {
+			c.stuck = false
+			return false, b.changed, nil // it will do when they are gone
 		}
-		if c.need.in(free) || !b.evict(c.need, free) {
-			return false, changed, nil // it will do when they are gone; or there is nothing to be done
+		if !b.evict(c.need, free) {
+			b.stick(c)
+			return false, b.changed, nil
+		}
+	}
+}
+
+// before returns a claim that has waited for longer than c, and that is to have what
+// is free; nil when there is none: those for which nothing can be done have to let
+// c pass, if it needs less. The caller holds mu.
+func (b *budget) before(c *claim, free room) *claim {
+	free = free.plus(b.soon())
+	for _, o := range b.queue[:slices.Index(b.queue, c)] {
+		if !o.stuck || o.need.in(c.need) || o.need.in(free.plus(b.held[o.id])) {
+			return o
+		}
+	}
+	return nil
+}
+
+// stick notes that nothing can be done for c now. The caller holds mu.
+func (b *budget) stick(c *claim) {
+	if !c.stuck {
+		c.stuck = true
+		b.tell()
+	}
+}
+
+// soon is what those hold who are asked to stop. The caller holds mu.
+func (b *budget) soon() (r room) {
+	for id := range b.leaving {
+		r = r.plus(b.held[id])
+	}
+	return r
+}
+
+// relieve stops what is spare while instances hold more than all may: they have grown.
+func (b *budget) relieve() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for {
+		total := b.total()
+		over := b.used.minus(b.soon()).memory - total.memory
+		if total.memory == 0 || over <= 0 {
+			return
+		}
+		// As much as there is, if that is not enough.
+		if !b.evict(room{memory: 1}, room{cpu: endless.cpu}) {
+			return
 		}
 	}
 }
@@ -298,14 +356,31 @@ func (b *budget) spare(id string) bool {
 	if free, _ := b.free(); len(b.queue) > 0 || free.memory < preparedMemory {
 		return false
 	}
-	b.hold(id, room{memory: preparedMemory})
+	b.hold(id, room{memory: preparedMemory}, false)
 	return true
 }
 
-// hold notes what an instance counts with. The caller holds mu.
-func (b *budget) hold(id string, r room) {
-	b.used = b.used.plus(r).minus(b.held[id])
+// hold notes what an instance counts with, which may only be promised. The caller
+// holds mu.
+func (b *budget) hold(id string, r room, promised bool) {
+	b.release(id)
+	b.used = b.used.plus(r)
 	b.held[id] = r
+	if promised {
+		b.promised[id] = true
+		b.promises += r.memory
+	}
+}
+
+// release takes back what hold has noted. The caller holds mu.
+func (b *budget) release(id string) {
+	r := b.held[id]
+	b.used = b.used.minus(r)
+	if b.promised[id] {
+		b.promises -= r.memory
+	}
+	delete(b.held, id)
+	delete(b.promised, id)
 }
 
 // set notes what memory an instance was found to hold.
@@ -313,7 +388,7 @@ func (b *budget) set(id string, memory int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if r, ok := b.held[id]; ok {
-		b.hold(id, room{memory, r.cpu})
+		b.hold(id, room{memory, r.cpu}, false)
 		b.tell()
 	}
 }
@@ -322,8 +397,7 @@ func (b *budget) set(id string, memory int64) {
 func (b *budget) drop(id string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.used = b.used.minus(b.held[id])
-	delete(b.held, id)
+	b.release(id)
 	delete(b.leaving, id)
 	b.tell()
 }
@@ -335,7 +409,10 @@ func (b *budget) follow(e instancepool.Event, limit room) {
 	case e.State == instancepool.Starting && e.Adopted: // it is there, whatever it needs
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		b.hold(e.Instance, limit)
+		if e.Memory > 0 {
+			limit.memory = e.Memory
+		}
+		b.hold(e.Instance, limit, e.Memory == 0)
 	case e.State == instancepool.Stopped, e.State == instancepool.Failed && !e.Holds:
 		b.drop(e.Instance)
 	}

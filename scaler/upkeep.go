@@ -72,6 +72,7 @@ func (s *Scaler) measure() bool {
 		busy = busy || active
 		return true
 	})
+	s.budget.relieve()
 	return busy
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -161,6 +162,108 @@ func TestTheHostIsNotDrivenIntoOOM(t *testing.T) {
 	})
 }
 
+// What is promised to instances that start is not there for others, though the host
+// still has it.
+func TestPromisesAreKept(t *testing.T) {
+	bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
+		rt.Size(instancepool.Capacity{Memory: 100 * limit, Available: 3 * limit / 2, CPU: 4})
+		h := bootOn(t, rt, 0)
+		rt.Plan(pooltest.Plan{Usage: instancepool.Usage{Memory: limit / 4}})
+		h.declare(1, svc(t, "one"), svc(t, "two"))
+		one := h.need("one")
+		began := time.Now()
+		two := h.need("two") // when it is known what one holds
+		if took := time.Since(began); took < time.Second || took > 2*measureEvery {
+			t.Errorf("it was started after %s", took)
+		}
+		one.Release()
+		two.Release()
+	})
+}
+
+// Instances that run may come to hold more than all of them may: then what is idle goes,
+// as far as need be.
+func TestInstancesThatGrow(t *testing.T) {
+	bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
+		h := bootOn(t, rt, 4*limit)
+		rt.Plan(pooltest.Plan{Usage: instancepool.Usage{Memory: limit / 2}})
+		var busy *instancepool.Lease
+		for i := range 6 {
+			name := fmt.Sprint("app-", i)
+			h.declare(i, svc(t, name))
+			if busy = h.need(name); i < 5 {
+				busy.Release()
+			}
+			time.Sleep(2 * measureEvery)
+		}
+		equal(t, "running", len(rt.Running()), 6)
+		rt.Instance(busy.Instance().ID()).Replan(func(p *pooltest.Plan) { p.Usage.Memory = 5 * limit / 2 })
+		time.Sleep(2 * measureEvery)
+		synctest.Wait()
+		equal(t, "running", h.running(), map[string]int{"app-2-00001": 1, "app-3-00001": 1, "app-4-00001": 1, "app-5-00001": 1})
+		equal(t, "evictions", h.Budget().Evictions, 2)
+		busy.Release()
+	})
+}
+
+// F23: what waits for more room than there is keeps nobody from what there is, unless it
+// is about to get it.
+func TestASmallStartPassesALargeOne(t *testing.T) {
+	bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
+		h := bootOn(t, rt, 2*limit)
+		h.declare(1, svc(t, "busy"), svc(t, "large", "memory=1Gi"), svc(t, "small", "memory=128Mi"), svc(t, "same", "memory=1Gi"))
+		busy := h.need("busy")
+		waiting := make(chan error, 2)
+		for _, name := range []string{"large", "same"} {
+			go func() {
+				lease, err := h.Acquire(t.Context(), name)
+				if err == nil {
+					lease.Release()
+				}
+				waiting <- err
+			}()
+			synctest.Wait()
+		}
+		began := time.Now()
+		h.need("small").Release()
+		equal(t, "the small one waited", time.Since(began), time.Duration(0))
+		time.Sleep(time.Second)
+		busy.Release()
+		if err := <-waiting; err != nil {
+			t.Errorf("the large one: %v", err)
+		}
+		if err := <-waiting; err != nil {
+			t.Errorf("the one after it: %v", err)
+		}
+		if took := time.Since(began); took > 5*time.Second {
+			t.Errorf("it took %s", took)
+		}
+		equal(t, "evictions", h.Budget().Evictions, 3)
+	})
+}
+
+// Instances that an earlier process has left count with what they hold from the
+// beginning: the first start afterwards stops none of them in vain.
+func TestAdoptedInstancesCountWithWhatTheyHold(t *testing.T) {
+	bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
+		plan := pooltest.Plan{Usage: instancepool.Usage{Memory: 30 * mib}}
+		for i := range 20 {
+			name := fmt.Sprint("app-", i)
+			rt.Leave(name+"-00001-abcde", madeOf(t, svc(t, name), 1), plan)
+		}
+		h := bootOn(t, rt, 3*limit)
+		var all []*servingv1.Service
+		for i := range 21 {
+			all = append(all, svc(t, fmt.Sprint("app-", i)))
+		}
+		h.declare(1, all...)
+		equal(t, "used", h.Budget().Used, int64(20*30*mib))
+		h.need("app-20").Release()
+		synctest.Wait()
+		equal(t, "running", len(rt.Running()), 21)
+	})
+}
+
 // The budget's books are right whatever becomes of instances.
 func TestTheBudgetForgets(t *testing.T) {
 	bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
@@ -184,7 +287,8 @@ func TestTheBudgetForgets(t *testing.T) {
 		time.Sleep(time.Hour)
 		synctest.Wait()
 		equal(t, "used", h.Budget().Used, int64(0))
-		equal(t, "held", len(h.budget.held)+len(h.budget.leaving)+len(h.budget.queue), 0)
+		equal(t, "held", len(h.budget.held)+len(h.budget.promised)+len(h.budget.leaving)+len(h.budget.queue), 0)
+		equal(t, "promised", h.budget.promises, int64(0))
 	})
 }
 
@@ -202,6 +306,53 @@ func TestPreparedInstances(t *testing.T) {
 		h.need("other").Release()
 		equal(t, "prepared, when memory is short", rt.Prepared(), 0)
 		first.Release()
+	})
+}
+
+// What has been ready before a restart is prepared after it, before anybody asks.
+func TestPreparedAfterARestart(t *testing.T) {
+	bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
+		d := new(disk)
+		h := bootFrom(t, rt, d)
+		h.create("hello", "run.fairway/prepared=2")
+		h.need("hello").Release()
+		time.Sleep(time.Hour) // it is stopped, and what is prepared stays
+		equal(t, "prepared", rt.Prepared(), 2)
+		h.close(Stop)
+		equal(t, "prepared, after the end", rt.Prepared(), 0)
+		again := pooltest.NewRuntime()
+		h = bootFrom(t, again, d)
+		defer h.close(Stop)
+		time.Sleep(time.Minute)
+		equal(t, "prepared, after a restart", again.Prepared(), 2)
+		equal(t, "running, after a restart", len(again.Running()), 0)
+	})
+}
+
+// Instances that are prepared start in their turn too.
+func TestPreparedStartsAreBounded(t *testing.T) {
+	bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
+		h := bootOn(t, rt, 0)
+		rt.Plan(pooltest.Plan{StartTime: time.Second, PreparedStart: 500 * time.Millisecond})
+		h.declare(1, svc(t, "hello", "concurrency=1", "run.fairway/prepared=8", noTarget))
+		h.need("hello").Release()
+		time.Sleep(time.Minute)
+		equal(t, "prepared", rt.Prepared(), 8)
+		began := time.Now()
+		var all sync.WaitGroup
+		for range 9 { // one runs, and four start at a time
+			all.Go(func() {
+				lease := h.need("hello")
+				time.Sleep(time.Minute)
+				lease.Release()
+			})
+		}
+		time.Sleep(999 * time.Millisecond)
+		synctest.Wait()
+		if n := len(rt.Running()); n != 5 {
+			t.Errorf("%d run after %s", n, time.Since(began))
+		}
+		all.Wait()
 	})
 }
 
@@ -240,6 +391,93 @@ func TestManualScaling(t *testing.T) {
 		}
 		scale(nil)
 		running(0)
+	})
+}
+
+// What is set of a service as a whole is shared by traffic, not multiplied.
+func TestBoundsAreShared(t *testing.T) {
+	for _, test := range []struct {
+		n      int
+		shares []int
+		want   []int
+	}{
+		{3, []int{50, 50}, []int{2, 1}},
+		{4, []int{25, 75}, []int{1, 3}},
+		{1, []int{10, 90}, []int{0, 1}},
+		{10, []int{33, 33, 34}, []int{3, 3, 4}},
+		{5, []int{0, 100, 0}, []int{0, 5, 0}},
+		{5, []int{0, 0}, []int{0, 0}},
+		{0, []int{100}, []int{0}},
+		{2, nil, []int{}},
+	} {
+		equal(t, fmt.Sprintf("%d by %v", test.n, test.shares), divide(test.n, test.shares), test.want)
+	}
+	bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
+		h := bootOn(t, rt, 0)
+		h.create("hello")
+		h.deploy("hello", "app:2")
+		h.change("hello", func(svc *servingv1.Service) {
+			svc.Annotations = map[string]string{"run.googleapis.com/scalingMode": "manual", "run.googleapis.com/manualInstanceCount": "3"}
+		})
+		h.traffic("hello-00001=50", "hello-00002=50")
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		equal(t, "running", len(rt.Running()), 3)
+	})
+}
+
+// Requests that use the CPU are spread over the instances that are started for its
+// sake, though each could have all of them.
+func TestWorkIsSpread(t *testing.T) {
+	bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
+		const clients, parts, part = 10, 5, 10 * time.Millisecond
+		h := bootOn(t, rt, 0)
+		h.declare(1, svc(t, "hello", "max-scale=4"))
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		var mu sync.Mutex
+		inFlight, served := make(map[string]int), make(map[string]int)
+		var all sync.WaitGroup
+		for range clients {
+			all.Go(func() {
+				for ctx.Err() == nil {
+					lease := h.need("hello")
+					id := lease.Instance().ID()
+					mu.Lock()
+					inFlight[id]++
+					mu.Unlock()
+					for range parts { // of its time, which it shares with the others there
+						mu.Lock()
+						others := inFlight[id]
+						mu.Unlock()
+						time.Sleep(time.Duration(others) * part)
+						rt.Instance(id).Replan(func(p *pooltest.Plan) { p.Usage.CPU += part })
+					}
+					mu.Lock()
+					inFlight[id]--
+					served[id]++
+					mu.Unlock()
+					lease.Release()
+				}
+			})
+		}
+		time.Sleep(10 * time.Minute)
+		mu.Lock()
+		clear(served)
+		mu.Unlock()
+		time.Sleep(time.Minute)
+		cancel()
+		all.Wait()
+		sum := 0
+		for _, n := range served {
+			sum += n
+		}
+		equal(t, "instances", len(rt.Running()), 4)
+		for _, i := range rt.Running() {
+			if n := served[i.ID()]; n < sum/8 {
+				t.Errorf("one instance of four has served %d of %d requests", n, sum)
+			}
+		}
 	})
 }
 

@@ -58,32 +58,41 @@ func fairway(t *testing.T, tr trace, annotations map[string]string) (r result) {
 			t.Fatal(err)
 		}
 		synctest.Wait()
-		w := &world{t: t, sc: sc, rt: rt}
-		stop := w.sample()
-		var services sync.WaitGroup
-		for _, s := range tr.services {
-			services.Go(func() { w.play(s) })
-		}
-		services.Wait()
-		w.requests.Wait()
-		for len(rt.Running()) > 0 { // what is kept counts too
-			time.Sleep(time.Second)
-		}
-		stop()
+		r = play(tr, rt, func(service string) (*instancepool.Lease, error) {
+			return sc.Acquire(context.Background(), scaler.Request{Service: service})
+		})
 		if err := sc.Close(context.Background(), scaler.Stop); err != nil {
 			t.Fatal(err)
 		}
-		for _, i := range rt.Instances() {
-			existed, unfrozen := i.Lived()
-			took := startup[i.Revision().Service]
-			w.result.existing += existed + took
-			w.result.unfrozen += unfrozen + took
-			w.result.freezes += i.Freezes()
-		}
-		w.result.starts = rt.Attempts()
-		r = w.result
 	})
 	return r
+}
+
+// play sends the requests of a trace to whoever gives leases on rt's instances.
+func play(tr trace, rt *pooltest.Runtime, acquire func(service string) (*instancepool.Lease, error)) result {
+	w := &world{rt: rt, acquire: acquire}
+	stop := w.sample()
+	startup := make(map[string]time.Duration)
+	var services sync.WaitGroup
+	for _, s := range tr.services {
+		startup[s.name] = s.startup
+		services.Go(func() { w.play(s) })
+	}
+	services.Wait()
+	w.requests.Wait()
+	for len(rt.Running()) > 0 { // what is kept counts too
+		time.Sleep(time.Second)
+	}
+	stop()
+	for _, i := range rt.Instances() {
+		existed, unfrozen := i.Lived()
+		took := startup[i.Revision().Service]
+		w.result.existing += existed + took
+		w.result.unfrozen += unfrozen + took
+		w.result.freezes += i.Freezes()
+	}
+	w.result.starts = rt.Attempts()
+	return w.result
 }
 
 func knativeService(t *testing.T, s service, annotations map[string]string) *servingv1.Service {
@@ -103,9 +112,8 @@ func knativeService(t *testing.T, s service, annotations map[string]string) *ser
 
 // world is a run of a trace.
 type world struct {
-	t        *testing.T
-	sc       *scaler.Scaler
 	rt       *pooltest.Runtime
+	acquire  func(service string) (*instancepool.Lease, error)
 	requests sync.WaitGroup
 
 	mu     sync.Mutex // guards all below
@@ -119,7 +127,7 @@ func (w *world) play(s service) {
 	for _, q := range s.requests {
 		time.Sleep(time.Until(began.Add(q.at)))
 		w.requests.Go(func() {
-			lease, err := w.sc.Acquire(context.Background(), scaler.Request{Service: s.name})
+			lease, err := w.acquire(s.name)
 			w.mu.Lock()
 			if err != nil {
 				w.result.rejected++

@@ -1,8 +1,14 @@
 package simulator
 
 import (
+	"context"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"github.com/fairway-run/fairway/instancepool"
+	"github.com/fairway-run/fairway/instancepool/pooltest"
+	"github.com/fairway-run/fairway/revisions"
 )
 
 // at is a service whose requests come at these times, in seconds, and take takes.
@@ -91,6 +97,30 @@ func TestReactive(t *testing.T) {
 	}
 }
 
+// pooled runs a service on Fairway's own pool, which starts and stops instances as
+// reactive does.
+func pooled(t *testing.T, s service, keep time.Duration) (r result) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		rt := pooltest.NewRuntime()
+		rt.Plan(pooltest.Plan{StartTime: s.startup, FreezeTime: freezeTakes, ThawTime: thawTakes})
+		rev := revisions.New(s.name, s.name+"-00001", 1, &revisions.Spec{
+			Concurrency: s.concurrency, IdleTimeout: keep, Throttled: true, Timeout: time.Hour, QueueDepth: 1 << 20,
+		})
+		pool := instancepool.New(rev, instancepool.Options{
+			Start: rt.Start, Probe: rt.Probe,
+			Decide: func(s instancepool.Snapshot) instancepool.Decision {
+				missing := s.Waiting - s.Free - s.Starting*s.Concurrency
+				return instancepool.Decision{Start: max(0, (missing+s.Concurrency-1)/s.Concurrency)}
+			},
+		})
+		r = play(trace{services: []service{s}}, rt, func(string) (*instancepool.Lease, error) { return pool.Acquire(context.Background()) })
+		pool.Drain(0)
+		pool.Wait()
+	})
+	return r
+}
+
 // Which instance gets a request decides how many can be frozen, and how long those
 // that are left over are needed. All else is the same.
 func TestWhichInstance(t *testing.T) {
@@ -113,17 +143,24 @@ func TestWhichInstance(t *testing.T) {
 			sum.add(result{existing: r.existing, unfrozen: r.unfrozen, waits: r.waits})
 			total[name] = sum
 		}
+		for _, s := range tr.services {
+			r := pooled(t, s, keep)
+			rows = append(rows, row{tr.name, "Fairway's pool", r})
+			sum := total["Fairway's pool"]
+			sum.add(result{existing: r.existing, unfrozen: r.unfrozen, waits: r.waits})
+			total["Fairway's pool"] = sum
+		}
 	}
 	for name, r := range total {
 		rows = append(rows, row{"all", name, r})
 	}
 	t.Logf("\n%s", table(t, rows))
 	for name, other := range total {
-		if name == "first" || name == "recent" {
+		if name == "first" || name == "recent" || name == "Fairway's pool" {
 			continue
 		}
-		if best := total["first"]; best.existing > other.existing || best.unfrozen > other.unfrozen || best.wait(0.99) > other.wait(0.99)+grace {
-			t.Errorf("gathering requests on the first instance: existing %.0f s, unfrozen %.0f s, p99 %s; %s: %.0f s, %.0f s, %s",
+		if best := total["Fairway's pool"]; best.existing > other.existing || best.unfrozen > other.unfrozen || best.wait(0.99) > other.wait(0.99)+grace {
+			t.Errorf("Fairway's pool: existing %.0f s, unfrozen %.0f s, p99 %s; %s: %.0f s, %.0f s, %s",
 				best.existing.Seconds(), best.unfrozen.Seconds(), best.wait(0.99), name, other.existing.Seconds(), other.unfrozen.Seconds(), other.wait(0.99))
 		}
 	}

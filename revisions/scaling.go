@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -108,6 +109,9 @@ func (s *Spec) readScaling(a *annotations) {
 	c := float64(s.Concurrency)
 	part := a.number(1, 100, 100*knativeUtilization, autoscaling.TargetUtilizationPercentageAnnotation...) / 100
 	soft := a.number(0.01, math.MaxInt32, 0, autoscaling.TargetAnnotation...)
+	if metric := a.first(autoscaling.MetricAnnotation); metric != "" && metric != autoscaling.Concurrency {
+		soft = 0 // it counts something else, such as requests a second
+	}
 	otherwise := DefaultTarget * c
 	switch {
 	case soft > 0:
@@ -133,8 +137,11 @@ func (s *Spec) readScaling(a *annotations) {
 	kept := a.span(0, autoscaling.WindowMax, "a duration up to 1h", 0, autoscaling.ScaleToZeroPodRetentionPeriodAnnotation...)
 	delay := a.span(0, autoscaling.WindowMax, "a duration up to 1h", 0, autoscaling.ScaleDownDelayAnnotation...)
 	s.Scaling.Window = a.span(autoscaling.WindowMin, autoscaling.WindowMax, "a duration from 6s to 1h", 0, autoscaling.WindowAnnotation...)
-	if s.Scaling.Window > 0 && !a.has([]string{IdleTimeoutAnnotation}) {
-		s.IdleTimeout = s.Scaling.Window + max(knativeGrace, kept)
+	if !a.has([]string{IdleTimeoutAnnotation}) {
+		s.IdleTimeout = max(s.IdleTimeout, kept)
+		if s.Scaling.Window > 0 {
+			s.IdleTimeout = s.Scaling.Window + max(knativeGrace, kept)
+		}
 	}
 	if s.Scaling.Window > 0 {
 		s.Scaling.Window = max(s.Scaling.Window, delay)
@@ -143,12 +150,17 @@ func (s *Spec) readScaling(a *annotations) {
 }
 
 func (a *annotations) has(keys []string) bool {
+	return slices.ContainsFunc(keys, func(key string) bool { return a.of[key] != "" })
+}
+
+// first is the value of the first of keys that has one.
+func (a *annotations) first(keys []string) string {
 	for _, key := range keys {
-		if _, ok := a.of[key]; ok {
-			return true
+		if value := a.of[key]; value != "" {
+			return value
 		}
 	}
-	return false
+	return ""
 }
 
 // target reads one of Cloud Run's targets; ok is false when it is the default.

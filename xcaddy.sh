@@ -56,6 +56,8 @@ run() {
 	ensure_containerd
 	import_example
 	give_back "$cache"
+	# Go offers WebSockets over HTTP/2 only then.
+	export GODEBUG=http2xconnect=1${GODEBUG:+,$GODEBUG}
 	say "when Caddy runs, try: curl http://localhost:8080/"
 	if [[ $FAIRWAY_CONTAINERD == "$private_socket" ]]; then
 		run_caddy_with_containerd

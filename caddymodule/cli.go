@@ -117,6 +117,7 @@ func newCLI(cmd *cobra.Command) (*cli, error) {
 	if err != nil {
 		return nil, usageError("--address: %s", err)
 	}
+	client.warn = func(text string) { fmt.Fprintln(cmd.ErrOrStderr(), "Warning: "+text) }
 	return &cli{
 		adminClient: client, cmd: cmd, in: cmd.InOrStdin(), out: cmd.OutOrStdout(), msg: cmd.ErrOrStderr(),
 		json: flags.Bool("json"), now: time.Now,

@@ -17,6 +17,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"knative.dev/serving/pkg/apis/serving"
 	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
 )
@@ -33,6 +34,7 @@ type adminClient struct {
 	origin  string
 	unix    bool
 	http    *http.Client
+	warn    func(text string) // what the API warns of; nil: nobody is told
 
 	found string // the namespace, once it is known
 }
@@ -117,6 +119,11 @@ func (a *adminClient) do(ctx context.Context, method, path string, object, into 
 	b, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	if err != nil {
 		return a.unreachable("reading the answer of %s: %w", a.address, err)
+	}
+	if warnings, _ := utilnet.ParseWarningHeaders(resp.Header["Warning"]); a.warn != nil {
+		for _, w := range warnings {
+			a.warn(w.Text)
+		}
 	}
 	if resp.StatusCode >= http.StatusBadRequest {
 		return a.refusal(resp.StatusCode, b)

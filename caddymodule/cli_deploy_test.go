@@ -245,6 +245,23 @@ func TestDeployFiles(t *testing.T) {
 	// What a file does not say goes back to its default.
 	c.must("deploy", "one", "--concurrency=5", "--update-env-vars=B=2").wants(t, 0, "[one-00002]")
 	c.must("deploy", "-f", file).wants(t, 0, "revision [one-00003] has been deployed", "Service [two] has not changed")
+
+	three := filepath.Join(t.TempDir(), "three.yaml")
+	if err := os.WriteFile(three, []byte(`apiVersion: serving.knative.dev/v1
+kind: Service
+metadata: {name: three}
+spec:
+  template:
+    metadata:
+      annotations: {run.googleapis.com/cloudsql-instances: db}
+    spec:
+      containers: [{image: "app:1"}]
+`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := c.must("deploy", "-f", three); !strings.Contains(got.msg, "Warning: annotation run.googleapis.com/cloudsql-instances has no effect: there is nothing of the kind on one host\n") {
+		t.Errorf("%+v", got)
+	}
 	if text := c.must("export", "one").out; strings.Contains(text, "B") || strings.Contains(text, "containerConcurrency: 5") {
 		t.Errorf("it is not replaced:\n%s", text)
 	}

@@ -261,6 +261,9 @@ func (e *engine) Revision(ev scaler.RevisionEvent) {
 	if ev.Kind == "removed" {
 		what = "service "
 	}
+	for _, text := range ev.Warnings { // whoever wrote it in a file hears of it in no other way
+		e.log.Warn(text, zap.String("service", ev.Service), zap.String("revision", ev.Revision))
+	}
 	c := e.log.Check(level, what+ev.Kind)
 	if c == nil {
 		return

@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
 	utilrand "k8s.io/apimachinery/pkg/util/rand"
 	"k8s.io/apimachinery/pkg/version"
 	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
@@ -290,6 +291,7 @@ func (q kubeRequest) create() error {
 	if svc.Name == "" {
 		return apierrors.NewBadRequest("name or generateName is required")
 	}
+	q.warn(svc)
 	if q.dryRun() {
 		prepared, err := revisions.Prepare(svc)
 		if err != nil {
@@ -305,6 +307,17 @@ func (q kubeRequest) create() error {
 	}
 	writeJSON(q.w, http.StatusCreated, q.written(st, nil))
 	return nil
+}
+
+// warn tells the client, which shows it, what of a service has no effect.
+// Source: Kubernetes API: warnings.
+func (q kubeRequest) warn(svc *servingv1.Service) {
+	q.w.Header().Del("Warning") // of an attempt before
+	for _, text := range revisions.Warnings(svc) {
+		if header, err := utilnet.NewWarningHeader(299, "fairway", text); err == nil {
+			q.w.Header().Add("Warning", header)
+		}
+	}
 }
 
 func (q kubeRequest) dryRun() bool { return q.URL.Query().Has("dryRun") }
@@ -360,6 +373,7 @@ func (q kubeRequest) put(kind servingKind, before metav1.Object, b []byte) (meta
 	if err := q.decode(b, svc, "Service"); err != nil {
 		return nil, err
 	}
+	q.warn(svc)
 	if q.dryRun() {
 		prepared, err := revisions.Prepare(svc)
 		if err != nil {

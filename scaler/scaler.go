@@ -93,6 +93,8 @@ type RevisionEvent struct {
 	Err               error
 	Digest            string
 	Took              time.Duration
+	// Warnings says what of its template has no effect, when it is created.
+	Warnings []string
 }
 
 // Options are what a Scaler needs.
@@ -220,7 +222,8 @@ func New(opts Options) *Scaler {
 	opts.Registry.Routing = s.routing
 	opts.Registry.Removed = func(string) { s.pruneSoon() }
 	opts.Registry.Created = func(rev *revisions.Revision) {
-		s.opts.Observer.Revision(RevisionEvent{Kind: "created", Service: rev.Service, Revision: rev.Name})
+		template := servingv1.Service{Spec: servingv1.ServiceSpec{ConfigurationSpec: servingv1.ConfigurationSpec{Template: rev.Spec().Template}}}
+		s.opts.Observer.Revision(RevisionEvent{Kind: "created", Service: rev.Service, Revision: rev.Name, Warnings: revisions.Warnings(&template)})
 	}
 	s.registry = revisions.NewRegistry(opts.Registry)
 	s.ctx, s.cancel = context.WithCancel(context.Background())

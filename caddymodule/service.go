@@ -124,11 +124,13 @@ type Probe struct {
 	Service string `json:"service,omitempty"`
 	// The port to ask. Default: the service's port.
 	Port int `json:"port,omitempty"`
-	// Wait before the first attempt; whole seconds. Default: `0s`.
+	// Wait before the first attempt, up to 1h, of a startup probe up to 240s; whole
+	// seconds. Default: `0s`.
 	InitialDelay caddy.Duration `json:"initial_delay,omitempty"`
 	// The time between attempts, up to 1h for a liveness probe, 5m for a readiness
 	// probe. Of a startup probe it only bounds, with failure_threshold, the whole:
-	// their product. Whole seconds. Default: `10s`; startup: `240s`.
+	// their product, up to 240s. Whole seconds. Default: `10s`; startup: `240s`, or
+	// `10s` when a failure_threshold is given.
 	Period caddy.Duration `json:"period,omitempty"`
 	// Bounds one attempt; whole seconds, up to the period. Default: `1s`.
 	Timeout caddy.Duration `json:"timeout,omitempty"`
@@ -374,23 +376,34 @@ func (p *Probe) check(kind string) error {
 	if p.SuccessThreshold < 0 || p.SuccessThreshold > 0 && kind != readinessProbe {
 		return fmt.Errorf("success_threshold %d: only a readiness_probe has one, from 1 on", p.SuccessThreshold)
 	}
-	most := revisions.MaxLivenessPeriod
+	mostDelay, most := revisions.MaxLivenessPeriod, revisions.MaxLivenessPeriod
 	switch kind {
 	case startupProbe:
-		return nil
+		mostDelay, most = revisions.MaxStartupTime, revisions.MaxStartupTime
 	case readinessProbe:
 		most = revisions.MaxReadinessPeriod
 	}
-	period := cmp.Or(time.Duration(p.Period), revisions.DefaultPeriod)
+	period := p.period(kind)
 	switch {
-	case time.Duration(p.InitialDelay) > revisions.MaxLivenessPeriod:
-		return fmt.Errorf("initial_delay %s is longer than %s", time.Duration(p.InitialDelay), revisions.MaxLivenessPeriod)
+	case time.Duration(p.InitialDelay) > mostDelay:
+		return fmt.Errorf("initial_delay %s is longer than %s", time.Duration(p.InitialDelay), mostDelay)
 	case period > most:
 		return fmt.Errorf("period %s is longer than %s", period, most)
 	case time.Duration(p.Timeout) > period:
 		return fmt.Errorf("timeout %s is longer than the period, %s", time.Duration(p.Timeout), period)
+	case kind == startupProbe && p.FailureThreshold > int(most/period):
+		return fmt.Errorf("failure_threshold %d with a period of %s is longer than %s", p.FailureThreshold, period, most)
 	}
 	return nil
+}
+
+// period is the time between attempts. A startup probe of which nothing is said has
+// a single period of all the time that there is.
+func (p *Probe) period(kind string) time.Duration {
+	if kind == startupProbe && p.FailureThreshold == 0 {
+		return cmp.Or(time.Duration(p.Period), revisions.DefaultStartupTimeout)
+	}
+	return cmp.Or(time.Duration(p.Period), revisions.DefaultPeriod)
 }
 
 // knative returns a probe of a kind, which may be nil, in Knative's words.
@@ -398,20 +411,18 @@ func (p *Probe) knative(kind string) *corev1.Probe {
 	if p == nil {
 		return nil
 	}
-	seconds := func(d caddy.Duration, otherwise time.Duration) int32 {
-		return int32(cmp.Or(time.Duration(d), otherwise) / time.Second)
-	}
-	period, failures, successes := revisions.DefaultPeriod, revisions.DefaultFailureThreshold, 1
+	seconds := func(d time.Duration) int32 { return int32(d / time.Second) }
+	failures, successes := revisions.DefaultFailureThreshold, 1
 	switch kind {
 	case startupProbe:
-		period, failures = revisions.DefaultStartupTimeout, 1
+		failures = 1
 	case readinessProbe:
 		successes = revisions.DefaultSuccessThreshold
 	}
 	k := &corev1.Probe{
-		InitialDelaySeconds: seconds(p.InitialDelay, 0),
-		PeriodSeconds:       seconds(p.Period, period),
-		TimeoutSeconds:      seconds(p.Timeout, time.Second),
+		InitialDelaySeconds: seconds(time.Duration(p.InitialDelay)),
+		PeriodSeconds:       seconds(p.period(kind)),
+		TimeoutSeconds:      seconds(cmp.Or(time.Duration(p.Timeout), time.Second)),
 		FailureThreshold:    int32(cmp.Or(p.FailureThreshold, failures)),
 		SuccessThreshold:    int32(cmp.Or(p.SuccessThreshold, successes)),
 	}

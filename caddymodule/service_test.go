@@ -24,6 +24,9 @@ func TestProbesInKnativesWords(t *testing.T) {
 			t.Errorf("%s (-want +got):\n%s", kind, diff)
 		}
 	}
+	if k := (&Probe{Type: "tcp", FailureThreshold: 24}).knative(startupProbe); k.PeriodSeconds != 10 || k.FailureThreshold != 24 {
+		t.Errorf("a startup probe's failures alone: %+v", k)
+	}
 	all := &Probe{
 		Type: "grpc", Service: "a.B", InitialDelay: caddy.Duration(2 * time.Second), Period: caddy.Duration(time.Minute),
 		Timeout: caddy.Duration(30 * time.Second), FailureThreshold: 5, SuccessThreshold: 6,

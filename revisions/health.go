@@ -10,8 +10,8 @@ import (
 	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
 )
 
-// Defaults and limits of the probes that go on after the start. Source: Cloud
-// Run: container health checks.
+// Defaults and limits of probes. The defaults are those of the probes that go on
+// after the start. Source: Cloud Run: container health checks.
 const (
 	DefaultPeriod           = 10 * time.Second
 	DefaultFailureThreshold = 3
@@ -22,6 +22,9 @@ const (
 	// probe, MaxReadinessPeriod those of a readiness probe but for its delay.
 	MaxLivenessPeriod  = time.Hour
 	MaxReadinessPeriod = 5 * time.Minute
+	// MaxStartupTime bounds the delay of a startup probe, and all of its periods
+	// together.
+	MaxStartupTime = 4 * time.Minute
 )
 
 // Health says how it is found out that a container has started, and how it is
@@ -146,15 +149,14 @@ func validateProbes(spec *servingv1.RevisionSpec) *apis.FieldError {
 	for i := range spec.Containers {
 		c := &spec.Containers[i]
 		var of *apis.FieldError
+		if p := c.StartupProbe; p != nil {
+			of = of.Also(validateStartup(p).ViaField("startupProbe"))
+		}
 		if p := c.LivenessProbe; p != nil {
-			err := validateCheck(p, MaxLivenessPeriod)
-			if p.SuccessThreshold < 0 || p.SuccessThreshold > 1 {
-				err = err.Also(apis.ErrOutOfBoundsValue(p.SuccessThreshold, 0, 1, "successThreshold"))
-			}
-			of = of.Also(err.ViaField("livenessProbe"))
+			of = of.Also(validateCheck(p, MaxLivenessPeriod, MaxLivenessPeriod).Also(validateOneSuccess(p)).ViaField("livenessProbe"))
 		}
 		if p := c.ReadinessProbe; p != nil {
-			of = of.Also(validateCheck(p, MaxReadinessPeriod).ViaField("readinessProbe"))
+			of = of.Also(validateCheck(p, MaxLivenessPeriod, MaxReadinessPeriod).ViaField("readinessProbe"))
 		}
 		if c != ingress {
 			for field, p := range map[string]*corev1.Probe{"startupProbe": c.StartupProbe, "livenessProbe": c.LivenessProbe, "readinessProbe": c.ReadinessProbe} {
@@ -166,24 +168,48 @@ func validateProbes(spec *servingv1.RevisionSpec) *apis.FieldError {
 	return errs.ViaField("spec", "template", "spec")
 }
 
-func validateCheck(p *corev1.Probe, most time.Duration) *apis.FieldError {
+// validateStartup bounds the whole too: it is what a request may have to wait for.
+func validateStartup(p *corev1.Probe) *apis.FieldError {
+	errs := validateCheck(p, MaxStartupTime, MaxStartupTime).Also(validateOneSuccess(p))
+	period := periodOf(p)
+	if total := time.Duration(p.FailureThreshold) * seconds(period); errs == nil && total > MaxStartupTime {
+		errs = &apis.FieldError{
+			Message: fmt.Sprintf("%d periods of %d seconds are longer than %d seconds", p.FailureThreshold, period, MaxStartupTime/time.Second),
+			Paths:   []string{"failureThreshold"},
+		}
+	}
+	return errs
+}
+
+func validateOneSuccess(p *corev1.Probe) *apis.FieldError {
+	if p.SuccessThreshold < 0 || p.SuccessThreshold > 1 {
+		return apis.ErrOutOfBoundsValue(p.SuccessThreshold, 0, 1, "successThreshold")
+	}
+	return nil
+}
+
+// periodOf is a probe's period in seconds.
+func periodOf(p *corev1.Probe) int32 {
+	if p.PeriodSeconds == 0 {
+		return int32(DefaultPeriod / time.Second)
+	}
+	return p.PeriodSeconds
+}
+
+func validateCheck(p *corev1.Probe, mostDelay, most time.Duration) *apis.FieldError {
 	var errs *apis.FieldError
 	bound := func(field string, n int32, highest time.Duration) {
 		if n < 0 || seconds(n) > highest {
 			errs = errs.Also(apis.ErrOutOfBoundsValue(n, 0, int(highest/time.Second), field))
 		}
 	}
-	bound("initialDelaySeconds", p.InitialDelaySeconds, MaxLivenessPeriod)
+	bound("initialDelaySeconds", p.InitialDelaySeconds, mostDelay)
 	bound("periodSeconds", p.PeriodSeconds, most)
 	bound("timeoutSeconds", p.TimeoutSeconds, most)
 	if p.FailureThreshold < 0 {
 		errs = errs.Also(&apis.FieldError{Message: fmt.Sprintf("%d is below zero", p.FailureThreshold), Paths: []string{"failureThreshold"}})
 	}
-	period := p.PeriodSeconds
-	if period == 0 {
-		period = int32(DefaultPeriod / time.Second)
-	}
-	if errs == nil && p.TimeoutSeconds > period {
+	if period := periodOf(p); errs == nil && p.TimeoutSeconds > period {
 		errs = &apis.FieldError{Message: fmt.Sprintf("%d is longer than the period, %d", p.TimeoutSeconds, period), Paths: []string{"timeoutSeconds"}}
 	}
 	return errs

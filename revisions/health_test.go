@@ -74,12 +74,22 @@ func TestHealthOfSidecars(t *testing.T) {
 func TestProbesAreChecked(t *testing.T) {
 	const at = "spec.template.spec.containers[0]."
 	for container, want := range map[string]string{
-		"livenessProbe: {httpGet: {}, periodSeconds: 3601}":       "expected 0 <= 3601 <= 3600: " + at + "livenessProbe.periodSeconds",
-		"livenessProbe: {httpGet: {}, initialDelaySeconds: 4000}": "expected 0 <= 4000 <= 3600: " + at + "livenessProbe.initialDelaySeconds",
-		"livenessProbe: {httpGet: {}, initialDelaySeconds: -1}":   "expected 0 <= -1 <= 3600: " + at + "livenessProbe.initialDelaySeconds",
-		"livenessProbe: {httpGet: {}, timeoutSeconds: 11}":        "11 is longer than the period, 10: " + at + "livenessProbe.timeoutSeconds",
-		"livenessProbe: {httpGet: {}, failureThreshold: -1}":      "-1 is below zero: " + at + "livenessProbe.failureThreshold",
-		"livenessProbe: {httpGet: {}, successThreshold: 2}":       "expected 0 <= 2 <= 1: " + at + "livenessProbe.successThreshold",
+		"startupProbe: {tcpSocket: {}, initialDelaySeconds: 241}":                                         "expected 0 <= 241 <= 240: " + at + "startupProbe.initialDelaySeconds",
+		"startupProbe: {tcpSocket: {}, periodSeconds: 241}":                                               "expected 0 <= 241 <= 240: " + at + "startupProbe.periodSeconds",
+		"startupProbe: {tcpSocket: {}, periodSeconds: 240, timeoutSeconds: 241}":                          "expected 0 <= 241 <= 240: " + at + "startupProbe.timeoutSeconds",
+		"startupProbe: {httpGet: {}, timeoutSeconds: 11}":                                                 "11 is longer than the period, 10: " + at + "startupProbe.timeoutSeconds",
+		"startupProbe: {httpGet: {}, periodSeconds: 2, timeoutSeconds: 3}":                                "3 is longer than the period, 2: " + at + "startupProbe.timeoutSeconds",
+		"startupProbe: {grpc: {}, periodSeconds: 60, failureThreshold: 5}":                                "5 periods of 60 seconds are longer than 240 seconds: " + at + "startupProbe.failureThreshold",
+		"startupProbe: {grpc: {}, failureThreshold: 2147483647}":                                          "2147483647 periods of 10 seconds are longer than 240 seconds: " + at + "startupProbe.failureThreshold",
+		"startupProbe: {httpGet: {}, failureThreshold: -1}":                                               "-1 is below zero: " + at + "startupProbe.failureThreshold",
+		"startupProbe: {httpGet: {}, successThreshold: 2}":                                                "expected 0 <= 2 <= 1: " + at + "startupProbe.successThreshold",
+		"ports: [{containerPort: 1}]}, {image: side, startupProbe: {grpc: {port: 1}, periodSeconds: 300}": "expected 0 <= 300 <= 240: spec.template.spec.containers[1].startupProbe.periodSeconds",
+		"livenessProbe: {httpGet: {}, periodSeconds: 3601}":                                               "expected 0 <= 3601 <= 3600: " + at + "livenessProbe.periodSeconds",
+		"livenessProbe: {httpGet: {}, initialDelaySeconds: 4000}":                                         "expected 0 <= 4000 <= 3600: " + at + "livenessProbe.initialDelaySeconds",
+		"livenessProbe: {httpGet: {}, initialDelaySeconds: -1}":                                           "expected 0 <= -1 <= 3600: " + at + "livenessProbe.initialDelaySeconds",
+		"livenessProbe: {httpGet: {}, timeoutSeconds: 11}":                                                "11 is longer than the period, 10: " + at + "livenessProbe.timeoutSeconds",
+		"livenessProbe: {httpGet: {}, failureThreshold: -1}":                                              "-1 is below zero: " + at + "livenessProbe.failureThreshold",
+		"livenessProbe: {httpGet: {}, successThreshold: 2}":                                               "expected 0 <= 2 <= 1: " + at + "livenessProbe.successThreshold",
 		"livenessProbe: {}": "expected exactly one, got neither: " + at + "livenessProbe",
 		"readinessProbe: {httpGet: {}, periodSeconds: 301}":                                    "expected 0 <= 301 <= 300: " + at + "readinessProbe.periodSeconds",
 		"readinessProbe: {httpGet: {}, periodSeconds: 2, timeoutSeconds: 3}":                   "3 is longer than the period, 2: " + at + "readinessProbe.timeoutSeconds",
@@ -124,6 +134,47 @@ func FuzzChecks(f *testing.F) {
 			if c.Liveness != live || c.Delay < 0 || c.Period <= 0 || c.Attempt <= 0 || c.Attempt > c.Period || c.Failures < 1 || c.Successes < 1 || live && c.Successes > 1 {
 				t.Errorf("%+v", c)
 			}
+		}
+	})
+}
+
+// Whatever Cloud Run takes is taken: its own default, and the longest of each.
+func TestStartupProbesUpToTheLimits(t *testing.T) {
+	for _, container := range []string{
+		"startupProbe: {tcpSocket: {port: 8080}, timeoutSeconds: 240, periodSeconds: 240, failureThreshold: 1}",
+		"startupProbe: {httpGet: {}, initialDelaySeconds: 240, periodSeconds: 1, failureThreshold: 240}",
+		"startupProbe: {grpc: {}, failureThreshold: 24, timeoutSeconds: 10, successThreshold: 1}",
+		"startupProbe: {httpGet: {}}",
+	} {
+		if _, err := Prepare(parse(t, hello("{image: app, "+container+"}", "{}"))); err != nil {
+			t.Errorf("%s: %v", container, err)
+		}
+	}
+}
+
+// FuzzStartup gives startup probes any numbers: what is taken has an end.
+func FuzzStartup(f *testing.F) {
+	f.Add(int32(0), int32(0), int32(0), int32(0), int32(0))
+	f.Add(int32(240), int32(240), int32(240), int32(1), int32(1))
+	f.Add(int32(-1), int32(241), int32(1<<30), int32(1<<30), int32(2))
+	f.Fuzz(func(t *testing.T, delay, period, timeout, failures, successes int32) {
+		svc := parse(t, hello("{image: app}", "{}"))
+		p := &corev1.Probe{
+			InitialDelaySeconds: delay, PeriodSeconds: period, TimeoutSeconds: timeout, FailureThreshold: failures, SuccessThreshold: successes,
+		}
+		p.HTTPGet = new(corev1.HTTPGetAction)
+		svc.Spec.Template.Spec.Containers[0].StartupProbe = p
+		svc, err := Prepare(svc)
+		if err != nil {
+			return
+		}
+		spec, err := newSpec(svc.Spec.Template)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := spec.Ingress().Startup
+		if s.Delay < 0 || s.Delay > MaxStartupTime || s.Attempt <= 0 || s.Attempt > s.Total || s.Total <= 0 || s.Total > MaxStartupTime {
+			t.Errorf("%+v", s)
 		}
 	})
 }

@@ -34,10 +34,10 @@ type exchange struct {
 	sent     time.Time // when its instance got it
 	latency  time.Duration
 	response *http.Response // of forward; nil until there is one
-	// cut is set when the response's time was over before the response: what has begun
+	// late is set when the request's time was over before its response: what has begun
 	// without saying how long it would be ends as if that were all (Knative).
-	cut bool
-	own bool // forward has sent it, and not reverse_proxy
+	late bool
+	own  bool // forward has sent it, and not reverse_proxy
 }
 
 func exchangeOf(r *http.Request) (*exchange, error) {
@@ -75,10 +75,18 @@ func (x *exchange) MarshalLogObject(to zapcore.ObjectEncoder) error {
 	if x.caller != nil {
 		to.AddString("fairway_caller", x.caller.ID())
 	}
-	if x.cut {
+	if x.late {
 		to.AddString("fairway_outcome", "timeout")
 	}
 	return nil
+}
+
+// timedOut notes that the request's time was over before its response.
+func (x *exchange) timedOut() {
+	if !x.late {
+		x.late = true
+		countTimeout(x.lease)
+	}
 }
 
 // answerBy is until when the response must have begun.

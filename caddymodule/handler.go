@@ -195,7 +195,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 			return h.showWaiting(w, r, want.Service, err)
 		}
 		if err != nil {
-			return h.refuse(w, r, want.Service, err)
+			return h.refuse(w, r, x, want.Service, err)
 		}
 		if lease.Revision().Spec().Affinity && lease.Instance().ID() != want.Instance {
 			setAffinity(w, r, lease)
@@ -229,7 +229,7 @@ func (h *Handler) send(w http.ResponseWriter, r *http.Request, next caddyhttp.Ha
 
 // refuse turns the reason why there is no lease into a response, with the
 // statuses of Cloud Run.
-func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, service string, err error) error {
+func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, x *exchange, service string, err error) error {
 	status, outcome := http.StatusServiceUnavailable, "unavailable"
 	var start *instancepool.StartError
 	switch {
@@ -255,7 +255,9 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, service string,
 		outcome = "not_ready"
 		w.Header().Set("Retry-After", "1")
 	case errors.As(err, &start):
-		outcome = "start_failed"
+		if outcome = "start_failed"; errors.Is(err, instancepool.ErrNoRoom) {
+			outcome = "no_room"
+		}
 		w.Header().Set("Retry-After", strconv.Itoa(max(1, int(math.Ceil(start.RetryAfter.Seconds())))))
 	}
 	if errors.Is(err, scaler.ErrRemoved) || errors.Is(err, scaler.ErrUnknownService) {
@@ -263,20 +265,30 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, service string,
 	} else {
 		countRefused(service, outcome)
 	}
-	logRefused(r, service, outcome)
+	logRefused(r, x, service, outcome)
 	return caddyhttp.Error(status, err)
 }
 
 // note counts a request that reaches no instance, and tells the access log why.
 func note(r *http.Request, service, outcome string) {
 	countRefused(service, outcome)
-	logRefused(r, service, outcome)
+	logRefused(r, nil, service, outcome)
 }
 
-func logRefused(r *http.Request, service, outcome string) {
-	if extra, ok := r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
-		extra.Set(zap.String("fairway_service", service))
-		extra.Set(zap.String("fairway_outcome", outcome))
+// logRefused tells the access log why there is no lease, and for how long one was
+// waited for unless x is nil. If x had one before, it has told the rest.
+func logRefused(r *http.Request, x *exchange, service, outcome string) {
+	extra, ok := r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields)
+	if !ok {
+		return
+	}
+	extra.Set(zap.String("fairway_outcome", outcome))
+	if x != nil && x.lease != nil {
+		return
+	}
+	extra.Set(zap.String("fairway_service", service))
+	if x != nil {
+		extra.Set(zap.Duration("fairway_queue_duration", time.Since(x.began)))
 	}
 }
 
@@ -346,6 +358,7 @@ func (leasedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	var dial *instancepool.DialError
 	switch {
 	case errors.Is(context.Cause(ctx), instancepool.ErrTimeout):
+		x.timedOut()
 		err = caddyhttp.Error(http.StatusGatewayTimeout, instancepool.ErrTimeout)
 	case sent && errors.As(err, &dial):
 		err = fmt.Errorf("instance %s broke while it had the request: %w", dial.Instance, dial.Err)
@@ -369,9 +382,11 @@ func (b *boundedBody) Read(p []byte) (int, error) {
 		b.timer.Reset(time.Until(b.x.readBy()))
 	}
 	n, err := b.ReadCloser.Read(p)
-	if err != nil && b.stream && errors.Is(context.Cause(b.r.Context()), instancepool.ErrTimeout) {
-		b.x.cut = true
-		err = io.EOF
+	if err != nil && !errors.Is(err, io.EOF) && errors.Is(context.Cause(b.r.Context()), instancepool.ErrTimeout) {
+		b.x.timedOut()
+		if b.stream {
+			err = io.EOF
+		}
 	}
 	return n, err
 }

@@ -621,7 +621,7 @@ func TestRefuse(t *testing.T) {
 		{fmt.Errorf("%w: hello", scaler.ErrUnknownService), http.StatusNotFound, ""},
 	} {
 		rec := httptest.NewRecorder()
-		err := new(Handler).refuse(rec, httptest.NewRequest(http.MethodGet, "/", nil), "hello", test.err)
+		err := new(Handler).refuse(rec, httptest.NewRequest(http.MethodGet, "/", nil), new(exchange), "hello", test.err)
 		var answer caddyhttp.HandlerError
 		if !errors.As(err, &answer) || answer.StatusCode != test.status || rec.Header().Get("Retry-After") != test.retry {
 			t.Errorf("%v: %v, Retry-After %q; want %d, %q", test.err, err, rec.Header().Get("Retry-After"), test.status, test.retry)

@@ -93,6 +93,7 @@ func (x *exchange) failed(w http.ResponseWriter, r *http.Request, err error) err
 		return nil
 	case errors.As(err, &dial): // it may be tried elsewhere
 	case errors.As(err, &late) && late.Timeout():
+		x.timedOut()
 		return caddyhttp.Error(http.StatusGatewayTimeout, instancepool.ErrTimeout)
 	default:
 		// Its end may not have been noticed yet: the next request must not meet it.
@@ -328,9 +329,11 @@ func (x *exchange) relayBody(w http.ResponseWriter, r *http.Request, e *http1.Ex
 		case err == nil:
 		case err == io.EOF: //nolint:errorlint // io.ErrUnexpectedEOF is another
 			return true, nil
-		case e.Late(err) && resp.ContentLength < 0:
-			x.cut = true
-			return false, nil
+		case e.Late(err):
+			if x.timedOut(); resp.ContentLength < 0 {
+				return false, nil
+			}
+			fallthrough
 		default:
 			return false, fmt.Errorf("reading: %w", err)
 		}

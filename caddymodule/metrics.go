@@ -24,6 +24,10 @@ var (
 		Namespace: metricsNamespace, Subsystem: metricsSubsystem, Name: "requests_total",
 		Help: "Requests by outcome: admitted to an instance, or refused and why.",
 	}, []string{"service", "revision", "outcome"})
+	timeoutsTotal = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: metricsNamespace, Subsystem: metricsSubsystem, Name: "request_timeouts_total",
+		Help: "Admitted requests whose time was over before their response.",
+	}, []string{"service", "revision"})
 	queueSeconds = prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Namespace: metricsNamespace, Subsystem: metricsSubsystem, Name: "queue_seconds",
 		Help:    "How long admitted requests waited for a slot.",
@@ -120,7 +124,7 @@ func registerMetrics(registry *prometheus.Registry) error {
 	if registry == nil {
 		return nil
 	}
-	for _, c := range []prometheus.Collector{requestsTotal, queueSeconds, coldStartSeconds, instanceEventsTotal, live} {
+	for _, c := range []prometheus.Collector{requestsTotal, timeoutsTotal, queueSeconds, coldStartSeconds, instanceEventsTotal, live} {
 		var already prometheus.AlreadyRegisteredError
 		if err := registry.Register(c); err != nil && !errors.As(err, &already) {
 			return fmt.Errorf("registering metrics: %w", err)
@@ -165,6 +169,11 @@ func countAcquired(lease *instancepool.Lease) {
 	a.waited.Observe(lease.Waited.Seconds())
 }
 
+func countTimeout(lease *instancepool.Lease) {
+	rev := lease.Revision()
+	timeoutsTotal.WithLabelValues(rev.Service, rev.Name).Inc()
+}
+
 func countRefused(service, outcome string) {
 	requestsTotal.WithLabelValues(service, "", outcome).Inc()
 }
@@ -191,11 +200,14 @@ func countRevision(ev scaler.RevisionEvent) {
 	switch ev.Kind {
 	case "retired":
 		delete(admissions, revisionName{ev.Service, ev.Revision})
-		requestsTotal.DeletePartialMatch(prometheus.Labels{"service": ev.Service, "revision": ev.Revision})
+		of := prometheus.Labels{"service": ev.Service, "revision": ev.Revision}
+		requestsTotal.DeletePartialMatch(of)
+		timeoutsTotal.DeletePartialMatch(of)
 	case "removed":
 		maps.DeleteFunc(admissions, func(name revisionName, _ admission) bool { return name.service == ev.Service })
 		of := prometheus.Labels{"service": ev.Service}
 		requestsTotal.DeletePartialMatch(of)
+		timeoutsTotal.DeletePartialMatch(of)
 		queueSeconds.DeletePartialMatch(of)
 		coldStartSeconds.DeletePartialMatch(of)
 		instanceEventsTotal.DeletePartialMatch(of)

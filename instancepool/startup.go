@@ -116,7 +116,7 @@ func startedUp(ctx context.Context, h Handle, c *revisions.Health, whose string,
 	}
 	hint := ""
 	if errors.Is(last, syscall.ECONNREFUSED) {
-		hint = "; does the container listen on 0.0.0.0 and the port in $PORT?"
+		hint = listeningHint(h, p.Port)
 	}
 	return fmt.Errorf("%w: the startup probe%s (%s) failed for %s: %w%s", errNotReady, whose, describe(p), p.Total, last, hint)
 }

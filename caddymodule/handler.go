@@ -174,6 +174,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if h.Service == "" {
 		var err error
 		if want.Service, want.Tag, err = serviceOfHost(h.app.engine.scaler.Registry(), r.Host, want.Inside); err != nil {
+			note(r, "", "unknown") // any host may be asked for: there is to be no series of each
 			return caddyhttp.Error(http.StatusNotFound, err)
 		}
 	}

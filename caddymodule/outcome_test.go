@@ -143,6 +143,29 @@ func TestRefusalsAreTold(t *testing.T) {
 	}
 }
 
+// A host that no service has is told like a service that is not there.
+func TestAnUnknownHostIsTold(t *testing.T) {
+	requestsTotal.DeletePartialMatch(prometheus.Labels{"service": ""}) // of other runs
+	log, file := logTo(t)
+	h := startHost(t, log+"metrics /metrics\nfairway", hello)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, h.url+"/", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Host = "nobody.example.com:" + h.port
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if e := inAccessLog(t, file, "/"); resp.StatusCode != 404 || e["fairway_outcome"] != "unknown" {
+		t.Errorf("%s; the access log says %v", resp.Status, e)
+	}
+	if _, body, _ := h.get("/metrics"); !strings.Contains(body, `caddy_fairway_requests_total{outcome="unknown",revision="",service=""} 1`) {
+		t.Error("it is not counted")
+	}
+}
+
 // A request that waits until its time is over says for how long that was.
 func TestATimeoutInTheQueueIsTold(t *testing.T) {
 	requestsTotal.DeletePartialMatch(prometheus.Labels{"service": "queued"}) // of other runs

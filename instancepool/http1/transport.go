@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/textproto"
+	"os"
 	"sync"
 	"time"
 
@@ -127,7 +128,9 @@ func (t *Transport) Send(ctx context.Context, r *Request) (*Exchange, error) {
 			c.close()
 			continue
 		}
-		again := c.reused && ctx.Err() == nil && c.mayRepeat(r, len(m.buf))
+		// At its deadline the server may well be at work on it.
+		late := errors.Is(err, os.ErrDeadlineExceeded)
+		again := c.reused && !late && ctx.Err() == nil && c.mayRepeat(r, len(m.buf))
 		c.close()
 		if !again {
 			return nil, err

@@ -409,6 +409,30 @@ func TestOnlyWhatMayBeIsRepeated(t *testing.T) {
 	}
 }
 
+// A server that does not answer in time has the request all the same.
+func TestWhatIsLateIsNotRepeated(t *testing.T) {
+	b, tr := newBackend(t, func(_ int64, c *serverConn) {
+		for head := c.head(); head != ""; head = c.head() {
+			if !strings.Contains(head, "/slow") {
+				c.say(okay)
+			}
+		}
+	})
+	writes := 0
+	b.dialled = func(nc net.Conn) net.Conn {
+		return &hookedConn{TCPConn: nc.(*net.TCPConn), before: func() { writes++ }}
+	}
+	mustSend(t, tr, get(), "ok") // over a connection that is kept, and could be blamed
+	r := get()
+	r.Target, r.Deadline = "/slow", time.Now().Add(50*time.Millisecond)
+	if _, err := send(t, tr, r); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error(err)
+	}
+	if writes != 2 {
+		t.Errorf("it was sent %d times", writes-1)
+	}
+}
+
 // A server that speaks first is out of step: what it says must not become the
 // answer to somebody else's request.
 func TestAnUnaskedAnswerIsDropped(t *testing.T) {

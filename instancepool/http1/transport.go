@@ -74,8 +74,8 @@ type Request struct {
 	Length int64
 	// Drop has the names of further fields that are left out.
 	Drop []string
-	// Deadline, when set, is until when the response may be read, unless ReadBy says
-	// otherwise once it has begun.
+	// Deadline, when set, is until when a connection may be made and the response be
+	// read, unless ReadBy says otherwise once it has begun.
 	Deadline time.Time
 	// Interim, when set, is told of responses before the final one.
 	Interim Interim
@@ -107,7 +107,7 @@ func (t *Transport) Send(ctx context.Context, r *Request) (*Exchange, error) {
 	defer m.free()
 	var broken error
 	for {
-		c, err := t.get(ctx, r.Method, r.Header, broken != nil)
+		c, err := t.get(ctx, r, broken != nil)
 		if err != nil {
 			if broken != nil {
 				// What was sent once must not pass for a request that was not.
@@ -188,7 +188,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 // upload sends a request whose body is sent while the response is awaited. It has
 // a connection of its own making: what has been read of a body cannot be repeated.
 func (t *Transport) upload(ctx context.Context, r *Request, body io.ReadCloser, expect bool, trace *httptrace.ClientTrace) (*http.Response, error) {
-	c, err := t.dial(ctx)
+	c, err := t.dial(ctx, r.Deadline)
 	if err != nil {
 		body.Close()
 		return nil, err
@@ -244,30 +244,41 @@ func (t *Transport) Close() {
 }
 
 // get returns a connection: one that is kept, unless fresh, or a new one.
-func (t *Transport) get(ctx context.Context, method string, header http.Header, fresh bool) (*conn, error) {
+func (t *Transport) get(ctx context.Context, r *Request, fresh bool) (*conn, error) {
 	for !fresh {
 		c := t.pop()
 		if c == nil {
 			break
 		}
-		if repeatable(method, header) || time.Since(c.idleSince) < restedFor {
+		if repeatable(r.Method, r.Header) || time.Since(c.idleSince) < restedFor {
 			c.reused = true
 			return c, nil
 		}
 		c.close()
 	}
-	return t.dial(ctx)
+	return t.dial(ctx, r.Deadline)
 }
 
-func (t *Transport) dial(ctx context.Context) (*conn, error) {
+// dial makes a connection until the deadline, if there is one.
+func (t *Transport) dial(ctx context.Context, deadline time.Time) (*conn, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	nc, err := t.Dial(ctx)
-	if err != nil {
-		return nil, err
+	dialing := ctx
+	if !deadline.IsZero() {
+		var cancel context.CancelFunc
+		dialing, cancel = context.WithDeadline(ctx, deadline)
+		defer cancel()
 	}
-	return newConn(t, nc), nil
+	nc, err := t.Dial(dialing)
+	switch {
+	case err == nil:
+		return newConn(t, nc), nil
+	case dialing.Err() != nil && ctx.Err() == nil:
+		// That there was no time left says nothing of the server.
+		return nil, fmt.Errorf("connecting: %w", os.ErrDeadlineExceeded)
+	}
+	return nil, err
 }
 
 func (t *Transport) pop() *conn {

@@ -476,6 +476,27 @@ func TestErrorsOfDial(t *testing.T) {
 	}
 }
 
+// What takes too long to be connected to ends with the request's time, and is not
+// said to have refused.
+func TestDeadlineOfDial(t *testing.T) {
+	refused := errors.New("refused")
+	tr := &Transport{Dial: func(ctx context.Context) (net.Conn, error) {
+		<-ctx.Done()
+		return nil, refused
+	}}
+	r := get()
+	r.Deadline = time.Now().Add(20 * time.Millisecond)
+	if _, err := tr.Send(t.Context(), r); !errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, refused) {
+		t.Errorf("at the deadline: %v", err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	r.Deadline = time.Now().Add(time.Hour)
+	if _, err := tr.Send(ctx, r); !errors.Is(err, refused) {
+		t.Errorf("at the end of the context: %v", err)
+	}
+}
+
 func TestCancel(t *testing.T) {
 	heard := make(chan struct{}, 1)
 	ended := make(chan struct{}, 10)

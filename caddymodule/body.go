@@ -7,6 +7,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/fairway-run/fairway/instancepool/http1"
 )
 
 // requestBody is the body of a request on its way to the instance. It may be closed
@@ -57,6 +59,9 @@ func (b *requestBody) Read(p []byte) (int, error) {
 	b.left -= int64(n)
 	if b.left == 0 || errors.Is(err, io.EOF) {
 		b.whole.Store(true)
+	}
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = &http1.RequestError{Err: err} // the client's doing, whatever carries the request
 	}
 	return n, err
 }

@@ -19,6 +19,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/fairway-run/fairway/instancepool"
+	"github.com/fairway-run/fairway/instancepool/http1"
 	"github.com/fairway-run/fairway/scaler"
 )
 
@@ -352,7 +353,8 @@ func (leasedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 		return resp, nil
 	}
 	timer.Stop()
-	if sent && ctx.Err() == nil {
+	var own *http1.RequestError
+	if sent && ctx.Err() == nil && !errors.As(err, &own) {
 		// Its end may not have been noticed yet: the next request must not meet it.
 		x.lease.Suspect()
 	}

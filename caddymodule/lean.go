@@ -87,11 +87,13 @@ func (h *Handler) forward(w http.ResponseWriter, r *http.Request, x *exchange) e
 func (x *exchange) failed(w http.ResponseWriter, r *http.Request, err error) error {
 	var dial *instancepool.DialError
 	var late net.Error
+	var own *http1.RequestError
 	switch {
 	case r.Context().Err() != nil:
 		w.WriteHeader(statusClientClosed)
 		return nil
 	case errors.As(err, &dial): // it may be tried elsewhere
+	case errors.As(err, &own): // the instance has no part in it
 	case errors.As(err, &late) && late.Timeout():
 		x.timedOut()
 		return caddyhttp.Error(http.StatusGatewayTimeout, instancepool.ErrTimeout)

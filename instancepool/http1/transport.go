@@ -84,6 +84,7 @@ type Request struct {
 	chunked bool
 	trailer http.Header
 	close   bool
+	trace   *httptrace.ClientTrace
 }
 
 // Interim is told of responses before the final one, with a status below 200. An
@@ -91,6 +92,13 @@ type Request struct {
 type Interim interface {
 	Interim(status int, header http.Header) error
 }
+
+// RequestError means that a request cannot be sent as it is, or not to its end: its
+// body cannot be read. That is no fault of the server.
+type RequestError struct{ Err error }
+
+func (e *RequestError) Error() string { return e.Err.Error() }
+func (e *RequestError) Unwrap() error { return e.Err }
 
 // Field is a header field.
 type Field struct {
@@ -118,15 +126,17 @@ func (t *Transport) Send(ctx context.Context, r *Request) (*Exchange, error) {
 		if len(m.buf) == 0 {
 			if err := m.write(r); err != nil {
 				t.put(c)
-				return nil, err
+				return nil, &RequestError{err}
 			}
 		}
-		if err = c.exchange(ctx, m.buf, r); err == nil {
-			return &c.x, nil
-		}
+		err = c.exchange(ctx, m.buf, r)
 		if errors.Is(err, errStale) {
-			c.close()
+			c.close() // it does not count: nothing was sent
 			continue
+		}
+		gotConn(r.trace, c)
+		if err == nil {
+			return &c.x, nil
 		}
 		// At its deadline the server may well be at work on it.
 		late := errors.Is(err, os.ErrDeadlineExceeded)
@@ -146,7 +156,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	trace := httptrace.ContextClientTrace(ctx)
 	r := &Request{
 		Method: req.Method, Target: req.URL.RequestURI(), Host: hostOf(req), Header: req.Header,
-		Length: req.ContentLength, forward: true, close: req.Close,
+		Length: req.ContentLength, forward: true, close: req.Close, trace: trace,
 	}
 	if r.Method == http.MethodConnect && req.URL.Path == "" {
 		r.Target = r.Host
@@ -171,7 +181,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	expect := httpguts.HeaderValuesContainsToken(req.Header["Expect"], "100-continue")
 	if body != nil && (r.Length < 0 || r.Length > MaxBuffered || expect) {
 		r.chunked, r.trailer = r.Length < 0, req.Trailer
-		return t.upload(ctx, r, body, expect, trace)
+		return t.upload(ctx, r, body, expect)
 	}
 	if body != nil {
 		defer body.Close()
@@ -181,25 +191,24 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	gotConn(trace, x.c)
 	return x.handOver(ctx), nil
 }
 
 // upload sends a request whose body is sent while the response is awaited. It has
 // a connection of its own making: what has been read of a body cannot be repeated.
-func (t *Transport) upload(ctx context.Context, r *Request, body io.ReadCloser, expect bool, trace *httptrace.ClientTrace) (*http.Response, error) {
+func (t *Transport) upload(ctx context.Context, r *Request, body io.ReadCloser, expect bool) (*http.Response, error) {
 	c, err := t.dial(ctx, r.Deadline)
 	if err != nil {
 		body.Close()
 		return nil, err
 	}
-	gotConn(trace, c)
+	gotConn(r.trace, c)
 	m := messages.Get().(*message)
 	defer m.free()
 	if err := m.write(r); err != nil {
 		body.Close()
 		t.put(c)
-		return nil, err
+		return nil, &RequestError{err}
 	}
 	u := newUpload(c, r, body, expect)
 	c.x.upload = u
@@ -207,7 +216,7 @@ func (t *Transport) upload(ctx context.Context, r *Request, body io.ReadCloser, 
 		c.close()
 		u.cancel()
 		if failed := u.failure(); failed != nil && ctx.Err() == nil {
-			err = failed
+			err = &RequestError{failed}
 		}
 		return nil, err
 	}
@@ -222,6 +231,7 @@ func (t *traced) Interim(status int, header http.Header) error {
 	return t.Got1xxResponse(status, textproto.MIMEHeader(header))
 }
 
+// gotConn tells a trace that a request has a connection, and may have been sent.
 func gotConn(trace *httptrace.ClientTrace, c *conn) {
 	if trace != nil && trace.GotConn != nil {
 		trace.GotConn(httptrace.GotConnInfo{Conn: c.nc, Reused: c.reused})

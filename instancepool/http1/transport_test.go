@@ -210,8 +210,9 @@ func TestNothingIsInjected(t *testing.T) {
 	} {
 		r := get()
 		change(r)
-		if got, err := send(t, tr, r); err == nil {
-			t.Errorf("%s: answered %q", name, got)
+		got, err := send(t, tr, r)
+		if _, own := errors.AsType[*RequestError](err); !own {
+			t.Errorf("%s: %q, %v; want an error of the request", name, got, err)
 		}
 	}
 	mustSend(t, tr, get(), "ok")
@@ -824,7 +825,7 @@ func TestABodyThatFails(t *testing.T) {
 				r.ContentLength = 10
 			}
 		})
-		if !errors.Is(err, broken) {
+		if _, own := errors.AsType[*RequestError](err); !own || !errors.Is(err, broken) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

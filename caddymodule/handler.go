@@ -170,6 +170,7 @@ func (h *Handler) Cleanup() error {
 // ServeHTTP waits for a lease and sends the request to its instance.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	x := &exchange{began: time.Now(), body: r.Body, writer: w}
+	settleLength(r)
 	want := scaler.Request{Service: h.Service, Arrived: x.began}
 	x.caller, want.Inside = h.app.engine.caller(r)
 	if h.Service == "" {

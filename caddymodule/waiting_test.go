@@ -157,7 +157,8 @@ func TestNavigates(t *testing.T) {
 		{"upgrade", &http.Request{Method: "GET", Header: with("Upgrade", "websocket")}, false},
 		{"range", &http.Request{Method: "GET", Header: with("Range", "bytes=0-")}, false},
 		{"body", &http.Request{Method: "GET", Header: browser, ContentLength: 1}, false},
-		{"body of any length", &http.Request{Method: "GET", Header: browser, ContentLength: -1}, false},
+		{"body of any length", &http.Request{Method: "GET", Header: browser, ContentLength: -1, Body: io.NopCloser(strings.NewReader("x"))}, false},
+		{"no body, without its length", &http.Request{Method: "GET", Header: browser, ContentLength: -1, Body: io.NopCloser(strings.NewReader(""))}, true},
 		{"HEAD", &http.Request{Method: "HEAD", Header: browser}, false},
 		{"POST", &http.Request{Method: "POST", Header: browser}, false},
 		{"anything", &http.Request{Method: "GET", Header: with("Accept", "*/*")}, false},
@@ -165,6 +166,7 @@ func TestNavigates(t *testing.T) {
 		{"nothing", &http.Request{Method: "GET", Header: http.Header{}}, false},
 		{"HTML last", &http.Request{Method: "GET", Header: with("Accept", "application/json, TEXT/HTML;q=0.1")}, true},
 	} {
+		settleLength(test.r)
 		if got := navigates(test.r); got != test.want {
 			t.Errorf("%s: %v", test.what, got)
 		}

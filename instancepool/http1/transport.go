@@ -173,11 +173,6 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	} else if r.Length == 0 {
 		r.Length = -1 // a body of unknown length, by http.Request's own rules
 	}
-	if body != nil && r.Length < 0 && len(req.TransferEncoding) == 0 && seldomHasBody(r.Method) {
-		if body = probeBody(body); body == nil {
-			r.Length = 0
-		}
-	}
 	expect := httpguts.HeaderValuesContainsToken(req.Header["Expect"], "100-continue")
 	if body != nil && (r.Length < 0 || r.Length > MaxBuffered || expect) {
 		r.chunked, r.trailer = r.Length < 0, req.Trailer

@@ -741,33 +741,6 @@ func TestUpload(t *testing.T) {
 	}
 }
 
-// A GET without a body may come without its length.
-func TestABodyThatIsNone(t *testing.T) {
-	heads := make(chan string, 2)
-	_, tr := newBackend(t, func(_ int64, c *serverConn) {
-		for head := c.head(); head != ""; head = c.head() {
-			if heads <- head; strings.Contains(head, "chunked") {
-				for !strings.HasSuffix(c.head(), "0\r\n\r\n") {
-				}
-			}
-			c.say(okay)
-		}
-	})
-	for body, want := range map[string]string{
-		"":   "GET / HTTP/1.1\r\nHost: app\r\n\r\n",
-		"ab": "GET / HTTP/1.1\r\nHost: app\r\nTransfer-Encoding: chunked\r\n\r\n",
-	} {
-		resp, err := roundTrip(t, tr, "GET", stream(strings.NewReader(body)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		resp.Body.Close()
-		if head := <-heads; head != want {
-			t.Errorf("%q: %q", body, head)
-		}
-	}
-}
-
 // An answer that comes before the end of the request's body gets through, and the
 // body's reader is let go.
 func TestAnEarlyAnswer(t *testing.T) {

@@ -1,4 +1,4 @@
-package http1
+package caddymodule
 
 import (
 	"errors"
@@ -10,6 +10,17 @@ import (
 // probeWait is how long it may take to tell whether there is a body.
 const probeWait = 200 * time.Millisecond
 
+// settleLength finds out whether a request has a body whose client has not said so.
+// HTTP/3 has nothing but the end of the stream for that, even with a GET.
+func settleLength(r *http.Request) {
+	if r.ContentLength >= 0 || len(r.TransferEncoding) > 0 || len(r.Trailer) > 0 || r.Header["Expect"] != nil || !seldomHasBody(r.Method) {
+		return
+	}
+	if r.Body = probeBody(r.Body); r.Body == http.NoBody {
+		r.ContentLength = 0
+	}
+}
+
 // seldomHasBody tells whether a body of unknown length is probably none: servers
 // may take offence at one that is sent with these.
 func seldomHasBody(method string) bool {
@@ -20,7 +31,7 @@ func seldomHasBody(method string) bool {
 	return false
 }
 
-// probeBody returns nil if a body is empty, or one that reads the same. If it
+// probeBody returns http.NoBody if a body is empty, or one that reads the same. If it
 // can't be told soon, it counts as a body.
 func probeBody(body io.ReadCloser) io.ReadCloser {
 	p := &probedBody{ReadCloser: body, first: make(chan firstRead, 1)}
@@ -37,7 +48,7 @@ func probeBody(body io.ReadCloser) io.ReadCloser {
 	case f := <-p.first:
 		if f.n == 0 && errors.Is(f.err, io.EOF) {
 			body.Close()
-			return nil
+			return http.NoBody
 		}
 		p.first <- f
 	case <-timer.C:

@@ -26,6 +26,7 @@ type exchange struct {
 	writer http.ResponseWriter
 	// sending is the body as the instance gets it; nil unless the proxy sends it.
 	sending *requestBody
+	small   *smallBody          // the body, if it is one
 	caller  instancepool.Handle // the instance that sent it; nil: somebody else
 	lease   *instancepool.Lease
 	waited  time.Duration // for all of its leases

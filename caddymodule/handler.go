@@ -221,6 +221,9 @@ func (h *Handler) send(w http.ResponseWriter, r *http.Request, next caddyhttp.Ha
 	defer lease.Release()
 	x.take(r, lease)
 	countAcquired(lease)
+	if err := x.readSmall(w, r); err != nil {
+		return x.failed(w, r, err)
+	}
 	if h.lean && lease.Instance().HTTP1() != nil && ordinary(r) {
 		return h.forward(w, r, x)
 	}

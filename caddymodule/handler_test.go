@@ -32,6 +32,8 @@ type host struct {
 	url  string
 	port string
 	fake *fakeRuntime
+
+	global string // options
 }
 
 // startHost loads a config whose one site has the given directives. "%s" in
@@ -61,7 +63,7 @@ func startHost(t *testing.T, site string, handler func(id string, rev *revisions
 }
 
 func (h *host) text(site string) string {
-	return fmt.Sprintf("{\n\tadmin off\n\tauto_https off\n\tfairway {\n\t\truntime fake {\n\t\t\tname %s\n\t\t}\n\t}\n}\nhttp://127.0.0.1:%s, http://*.example.com:%s {\n\tbind 127.0.0.1\n%s\n}\n", h.t.Name(), h.port, h.port, site)
+	return fmt.Sprintf("{\n\tadmin off\n\tauto_https off\n\tfairway {\n\t\truntime fake {\n\t\t\tname %s\n\t\t}\n\t}\n%s}\nhttp://127.0.0.1:%s, http://*.example.com:%s {\n\tbind 127.0.0.1\n%s\n}\n", h.t.Name(), h.global, h.port, h.port, site)
 }
 
 func (h *host) config(site string) []byte {
@@ -393,12 +395,7 @@ func TestAnInstanceThatRefusesConnectionsIsReplaced(t *testing.T) {
 		})
 	})
 	_, first, _ := h.get("/")
-	h.fake.mu.Lock()
-	for _, handle := range h.fake.running { // it goes on "running", but listens no more
-		handle.server.CloseClientConnections()
-		handle.server.Listener.Close()
-	}
-	h.fake.mu.Unlock()
+	h.fake.breakOff()
 	resp, err := http.Post(h.url, "text/plain", strings.NewReader(strings.Repeat("x", 100_000)))
 	if err != nil {
 		t.Fatal(err)

@@ -89,14 +89,16 @@ func (x *exchange) failed(w http.ResponseWriter, r *http.Request, err error) err
 	var late net.Error
 	var own *http1.RequestError
 	switch {
+	case errors.Is(err, instancepool.ErrTimeout): // for HTTP/1's server that is the client's end
+		return caddyhttp.Error(http.StatusGatewayTimeout, instancepool.ErrTimeout)
 	case r.Context().Err() != nil:
 		w.WriteHeader(statusClientClosed)
 		return nil
 	case errors.As(err, &dial): // it may be tried elsewhere
-	case errors.As(err, &own): // the instance has no part in it
 	case errors.As(err, &late) && late.Timeout():
 		x.timedOut()
 		return caddyhttp.Error(http.StatusGatewayTimeout, instancepool.ErrTimeout)
+	case errors.As(err, &own): // the instance has no part in it
 	default:
 		// Its end may not have been noticed yet: the next request must not meet it.
 		x.lease.Suspect()

@@ -68,8 +68,8 @@ type Request struct {
 	Header http.Header
 	// Fields are sent besides.
 	Fields []Field
-	// Body has Length bytes, at most MaxBuffered. It is read as soon as there is a
-	// connection.
+	// Body has Length bytes, at most MaxBuffered. It is read when there is a connection:
+	// as that may turn out to be closed, a request that was not sent may have lost it.
 	Body   io.Reader
 	Length int64
 	// Drop has the names of further fields that are left out.
@@ -109,7 +109,7 @@ type Field struct {
 
 // Send sends a request and returns when its response has begun. The exchange must
 // be ended. The end of ctx until then ends the connection. An error in which Dial's
-// can be found means that nothing was sent, and that Body was not read.
+// can be found means that nothing was sent.
 func (t *Transport) Send(ctx context.Context, r *Request) (*Exchange, error) {
 	m := messages.Get().(*message)
 	defer m.free()

@@ -39,6 +39,9 @@ type exchange struct {
 	// without saying how long it would be ends as if that were all (Knative).
 	late bool
 	own  bool // forward has sent it, and not reverse_proxy
+
+	writing bool      // there is a deadline for that
+	written time.Time // the server's own; zero if it has none
 }
 
 func exchangeOf(r *http.Request) (*exchange, error) {

@@ -145,7 +145,7 @@ func (h *Handler) provisionProxy(ctx caddy.Context) error {
 	h.streamDelay = time.Duration(cmp.Or(proxy.StreamCloseDelay, caddy.Duration(defaultStreamCloseDelay)))
 	proxy.StreamCloseDelay = 0 // proxied does that
 	h.lean = lean(proxy)
-	proxy.Transport = leasedTransport{}
+	proxy.Transport = leasedTransport{relays: len(proxy.HandleResponse) == 0}
 	proxy.DynamicUpstreams = leasedUpstream{}
 	if err := proxy.Provision(ctx); err != nil {
 		return fmt.Errorf("provisioning the proxy: %w", err)
@@ -229,7 +229,10 @@ func (h *Handler) send(w http.ResponseWriter, r *http.Request, next caddyhttp.Ha
 	}
 	h.proxied.begin()
 	defer h.proxied.end()
-	defer func() { x.sending.end(w) }() // also when it panics, as it does for a part of a response
+	defer func() { // also when it panics, as it does for a part of a response
+		x.sending.end(w)
+		x.unboundWriting(w)
+	}()
 	return h.proxy.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), exchangeKey{}, x)), next)
 }
 
@@ -311,11 +314,13 @@ func (leasedUpstream) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, e
 }
 
 // leasedTransport sends a request over the connections of its own instance.
-type leasedTransport struct{}
+type leasedTransport struct {
+	relays bool // the response is the instance's own, and nobody else's
+}
 
 // RoundTrip implements http.RoundTripper. It bounds the response as the revision
 // wants, unless that switches protocols.
-func (leasedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+func (t leasedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	x, err := exchangeOf(r)
 	if err != nil {
 		return nil, err
@@ -353,6 +358,9 @@ func (leasedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 		} else {
 			resp.Body = &boundedBody{ReadCloser: resp.Body, x: x, r: r, cancel: cancel, timer: timer, stream: resp.ContentLength < 0}
 			timer.Reset(time.Until(x.readBy()))
+			if t.relays && (resp.ContentLength < 0 || resp.ContentLength > serverBuffers) {
+				x.boundWriting(x.writer, r)
+			}
 		}
 		return resp, nil
 	}

@@ -71,7 +71,10 @@ func (h *Handler) forward(w http.ResponseWriter, r *http.Request, x *exchange) e
 	}
 	x.response = e.Response
 	whole := false
-	defer func() { e.End(whole) }()
+	defer func() {
+		e.End(whole)
+		x.unboundWriting(w)
+	}()
 	if whole, err = x.relay(w, r, e); err != nil {
 		if c := h.log.Check(zapcore.WarnLevel, "aborting with incomplete response"); c != nil {
 			c.Write(zap.Error(err))
@@ -301,10 +304,17 @@ func (x *exchange) relay(w http.ResponseWriter, r *http.Request, e *http1.Exchan
 func (x *exchange) relayBody(w http.ResponseWriter, r *http.Request, e *http1.Exchange) (whole bool, err error) {
 	resp := e.Response
 	stream := resp.ContentLength < 0 || streams(resp.Header)
-	if stream && (r.ProtoMajor == 1 && r.ProtoMinor == 0 || !e.Buffered()) {
-		_ = http.NewResponseController(w).Flush()
+	if stream {
+		x.boundWriting(w, r)
+		if r.ProtoMajor == 1 && r.ProtoMinor == 0 || !e.Buffered() {
+			_ = http.NewResponseController(w).Flush()
+		}
 	}
-	if rest, ok := e.Rest(); ok {
+	rest, ok := e.Rest()
+	if !ok || len(rest) > serverBuffers {
+		x.boundWriting(w, r)
+	}
+	if ok {
 		if _, err := w.Write(rest); err != nil {
 			return false, fmt.Errorf("writing: %w", err)
 		}

@@ -84,8 +84,10 @@ func TestABodySurvivesItsInstance(t *testing.T) {
 	}
 }
 
-// A client that says that it sends a body, and does not, holds its slot no longer than a request may take.
+// A client that says that it sends a body, and does not, or asks for much and does not
+// read it, holds its slot no longer than a request may take.
 func TestAClientThatStalls(t *testing.T) {
+	const size = 64 << 20
 	for _, way := range []string{"own", "proxy"} {
 		t.Run(way, func(t *testing.T) {
 			site := "fairway hello {\n image app:1\n timeout 1s\n concurrency 1\n instances 0 1\n" + ways[way] + "}"
@@ -93,6 +95,9 @@ func TestAClientThatStalls(t *testing.T) {
 				return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 					_, _ = io.Copy(io.Discard, r.Body)
 					n := 10_000
+					if r.URL.Path == "/much" {
+						n = size
+					}
 					w.Header().Set("Content-Length", fmt.Sprint(n))
 					for chunk := make([]byte, 10_000); n > 0; n -= len(chunk) {
 						if _, err := w.Write(chunk[:min(n, len(chunk))]); err != nil {
@@ -145,6 +150,19 @@ func TestAClientThatStalls(t *testing.T) {
 			late("no body over HTTP/2", resp, err)
 			begin.Close()
 			post() // its deadlines were those of another request
+
+			much, _ := dial()
+			fmt.Fprintf(much, "GET /much HTTP/1.1\r\nHost: 127.0.0.1:%s\r\n\r\n", h.port)
+			eventually(t, "it is being answered", func() bool { return service(t, "hello").InFlight == 1 })
+			settled(t, "hello")
+			if resp, err = two.Get(h.url + "/much"); err != nil {
+				t.Fatal(err)
+			}
+			settled(t, "hello")
+			if n, err := io.Copy(io.Discard, resp.Body); err == nil || n >= size {
+				t.Errorf("all of it has come, %d bytes", n)
+			}
+			post()
 		})
 	}
 }

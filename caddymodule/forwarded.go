@@ -14,8 +14,8 @@ import (
 // which proxies are trusted: what a client claims itself does not get through.
 func setForwarded(h http.Header, caller instancepool.Handle) {
 	delete(h, "Forwarded")
-	if hops := h["X-Forwarded-For"]; len(hops) > 0 {
-		h["Forwarded"] = []string{forwarded(strings.Join(hops, ", "), h.Get("X-Forwarded-Host"), h.Get("X-Forwarded-Proto"), caller)}
+	if hops := strings.Join(h["X-Forwarded-For"], ", "); hops != "" {
+		h["Forwarded"] = []string{forwarded(hops, h.Get("X-Forwarded-Host"), h.Get("X-Forwarded-Proto"), caller)}
 	}
 }
 
@@ -48,7 +48,7 @@ func forwarded(hops, host, proto string, caller instancepool.Handle) string {
 	if proto != "" {
 		b = appendToken(append(b, ";proto="...), proto)
 	}
-	return string(b)
+	return strings.TrimPrefix(string(b), ";")
 }
 
 // appendNode writes an address as the standard wants it.

@@ -16,6 +16,8 @@ func TestForwarded(t *testing.T) {
 		"proxies":    {http.Header{"X-Forwarded-For": {"192.0.2.1, 2001:db8::1", "198.51.100.7"}, "X-Forwarded-Proto": {"http"}}, `for=192.0.2.1, for="[2001:db8::1]", for=198.51.100.7;proto=http`},
 		"forged":     {http.Header{"Forwarded": {"for=evil"}, "X-Forwarded-For": {"192.0.2.1"}}, "for=192.0.2.1"},
 		"forged all": {http.Header{"Forwarded": {"for=evil"}}, ""},
+		"nobody":     {http.Header{"X-Forwarded-For": {""}, "X-Forwarded-Host": {"a"}}, ""},
+		"no address": {http.Header{"X-Forwarded-For": {","}, "X-Forwarded-Host": {"a"}}, "host=a"},
 		"quoted":     {http.Header{"X-Forwarded-For": {`a"b\c`}}, `for="a\"b\\c"`},
 	} {
 		if setForwarded(test.header, nil); test.header.Get("Forwarded") != test.want {

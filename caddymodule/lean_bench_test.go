@@ -9,7 +9,7 @@ import (
 // BenchmarkProxied is a request over a kept connection, through Caddy, to a
 // container. What it allocates is Caddy's: client and container allocate nothing.
 func BenchmarkProxied(b *testing.B) {
-	r := newRig(b)
+	r := newRig(b, "")
 	for _, s := range r.sides {
 		b.Run(s.name, func(b *testing.B) {
 			r.container.say(terse)

@@ -32,6 +32,7 @@ type container struct {
 	mu    sync.Mutex // guards the rest
 	reply string
 	saw   []string
+	said  []string // who asks, by what Fairway alone says
 	open  map[net.Conn]bool
 }
 
@@ -88,6 +89,7 @@ func (c *container) serve(conn net.Conn) {
 		}
 		c.mu.Lock()
 		c.saw = append(c.saw, seen(head, req, body))
+		c.said = append(c.said, req.Header["Forwarded"]...)
 		reply := c.reply
 		c.mu.Unlock()
 		if req.URL.Path == "/end" {
@@ -113,13 +115,14 @@ func seen(head string, req *http.Request, body []byte) string {
 	return fmt.Sprintf("%s\n%s\n%q %d %q %v", lines[0], strings.Join(fields, "\n"), req.TransferEncoding, req.ContentLength, body, req.Trailer)
 }
 
-// take returns what has been seen since the last call, repetitions once.
-func (c *container) take() []string {
+// take returns what has been seen since the last call, and who has asked, repetitions
+// once.
+func (c *container) take() (saw, said []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	saw := slices.Compact(c.saw)
-	c.saw = nil
-	return saw
+	saw, said = slices.Compact(c.saw), slices.Compact(c.said)
+	c.saw, c.said = nil, nil
+	return saw, said
 }
 
 func (c *container) say(reply string) {
@@ -135,33 +138,47 @@ type rig struct {
 	sides     []side
 }
 
-type side struct{ name, address string }
+type side struct{ name, network, address string }
 
-func newRig(t testing.TB) *rig {
+// newRig starts a rig on ports of its own, with these global options.
+func newRig(t testing.TB, global string) *rig {
 	t.Helper()
-	r := &rig{container: newContainer(t)}
-	fake := newFake(t, func(string, *revisions.Revision) http.Handler { return http.NotFoundHandler() })
-	fake.address = r.container.l.Addr().String()
 	var taken []net.Listener // until each has a port of its own
-	text := fmt.Sprintf("{\n\tadmin off\n\tauto_https off\n\tfairway {\n\t\truntime fake {\n\t\t\tname %s\n\t\t}\n\t}\n}\n", fake.name)
-	for _, s := range []struct{ name, directive string }{
-		{"fairway", "fairway app {\n image app:1\n timeout 5s\n}"},
-		// What is trusted changes nothing here but the path.
-		{"fairway with reverse_proxy", "fairway app {\n image app:1\n timeout 5s\n trusted_proxies 192.0.2.0/24\n}"},
-		{"reverse_proxy", "reverse_proxy " + fake.address + " {\n transport http {\n compression off\n }\n}"},
-	} {
+	for range 3 {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
 		}
 		taken = append(taken, l)
-		address := l.Addr().String()
-		_, port, _ := net.SplitHostPort(address)
-		text += fmt.Sprintf("http://:%s {\n\tbind 127.0.0.1\n%s\n}\n", port, s.directive)
-		r.sides = append(r.sides, side{s.name, address})
 	}
+	var addresses []net.Addr
 	for _, l := range taken {
+		addresses = append(addresses, l.Addr())
 		l.Close()
+	}
+	return newRigAt(t, global, addresses)
+}
+
+func newRigAt(t testing.TB, global string, addresses []net.Addr) *rig {
+	t.Helper()
+	r := &rig{container: newContainer(t)}
+	fake := newFake(t, func(string, *revisions.Revision) http.Handler { return http.NotFoundHandler() })
+	fake.address = r.container.l.Addr().String()
+	text := fmt.Sprintf("{\n\tadmin off\n\tauto_https off\n%s\n\tfairway {\n\t\truntime fake {\n\t\t\tname %s\n\t\t}\n\t}\n}\n", global, fake.name)
+	for i, directive := range []string{
+		"fairway app {\n image app:1\n timeout 5s\n}",
+		// What is trusted changes nothing here but the path.
+		"fairway app {\n image app:1\n timeout 5s\n trusted_proxies 192.0.2.0/24\n}",
+		"reverse_proxy " + fake.address + " {\n transport http {\n compression off\n }\n}",
+	} {
+		s := side{[]string{"fairway", "fairway with reverse_proxy", "reverse_proxy"}[i], addresses[i].Network(), addresses[i].String()}
+		bind := "127.0.0.1"
+		site, port, _ := net.SplitHostPort(s.address)
+		if site = "http://:" + port; s.network == "unix" {
+			bind, site = "unix/"+s.address, fmt.Sprint("http://:", 8000+i)
+		}
+		text += fmt.Sprintf("%s {\n\tbind %s\n\troute {\n%s%s\n}\n}\n", site, bind, r.noting(t, s), directive)
+		r.sides = append(r.sides, s)
 	}
 	js, err := adapt(t, text)
 	if err != nil {
@@ -181,13 +198,19 @@ func newRig(t testing.TB) *rig {
 
 var errHangs = errors.New("it waits for more")
 
-// ask sends bytes to a side and returns all that the container and the client saw.
-func (r *rig) ask(address, request, reply string, patience time.Duration) (saw []string, got string, err error) {
+// result is all that a container and its client saw of a request.
+type result struct {
+	saw, said []string
+	got       string
+}
+
+// ask sends bytes to a side and returns what came of it.
+func (r *rig) ask(s side, request, reply string, patience time.Duration) (res result, err error) {
 	r.container.say(reply)
 	r.container.take()
-	conn, err := net.Dial("tcp", address)
+	conn, err := net.Dial(s.network, s.address)
 	if err != nil {
-		return nil, "", err
+		return res, err
 	}
 	defer conn.Close()
 	_ = conn.SetDeadline(time.Now().Add(patience))
@@ -195,20 +218,22 @@ func (r *rig) ask(address, request, reply string, patience time.Duration) (saw [
 	if _, err := io.WriteString(conn, request+"GET /end HTTP/1.1\r\nHost: end\r\nConnection: close\r\n\r\n"); err != nil && !errors.Is(err, net.ErrClosed) {
 		var late net.Error
 		if errors.As(err, &late) && late.Timeout() {
-			return nil, "", errHangs
+			return res, errHangs
 		}
 	}
 	raw, err := io.ReadAll(conn)
 	var late net.Error
 	if errors.As(err, &late) && late.Timeout() {
-		return nil, "", errHangs
+		return res, errHangs
 	}
-	got = answers(raw, request)
+	got := answers(raw, request)
 	if !strings.Contains(strings.ToLower(reply), "content-type") {
 		// Caddy guesses, or not, as it happens to flush.
 		got = guessed.ReplaceAllString(got, "")
 	}
-	return r.container.take(), got, nil
+	res.got = got
+	res.saw, res.said = r.container.take()
+	return res, nil
 }
 
 var guessed = regexp.MustCompile(`(?m)^Content-Type: .*\n`)
@@ -243,36 +268,41 @@ func answers(raw []byte, request string) string {
 // client could notice.
 func (r *rig) compare(t *testing.T, request, reply string, patience time.Duration) {
 	t.Helper()
-	type result struct {
-		saw []string
-		got string
-	}
 	all := make([]result, len(r.sides))
 	for i, s := range r.sides {
 		// A container that says more than it may (a body to HEAD) leaves a
 		// connection behind that reverse_proxy sometimes takes for the next
 		// request, to answer 502 (F30). That is its own fault, not the norm.
 		for tries := 0; ; tries++ {
-			saw, got, err := r.ask(s.address, request, reply, patience)
+			res, err := r.ask(s, request, reply, patience)
 			if err != nil {
 				if errors.Is(err, errHangs) {
 					t.Skip(err) // on all sides alike, as far as can be told
 				}
 				t.Fatal(err)
 			}
-			all[i] = result{saw, got}
-			if i < len(r.sides)-1 || tries == 20 || got == all[0].got || !strings.Contains(got, "HTTP/1.1 502 Bad Gateway") {
+			all[i] = res
+			if i < len(r.sides)-1 || tries == 20 || res.got == all[0].got || !strings.Contains(res.got, "HTTP/1.1 502 Bad Gateway") {
 				break
 			}
 		}
 	}
+	if !slices.Equal(all[0].said, all[1].said) {
+		t.Errorf("request %q: Forwarded is %q from %s, and %q from %s", request, all[0].said, r.sides[0].name, all[1].said, r.sides[1].name)
+	}
+	r.judge(t, fmt.Sprintf("request %q, reply %q", request, reply), all)
+}
+
+// judge fails the test if not all saw what those of reverse_proxy did.
+func (r *rig) judge(t *testing.T, what string, all []result) {
+	t.Helper()
 	stock := all[len(all)-1]
 	for i, s := range r.sides[:len(all)-1] {
 		if !slices.Equal(all[i].saw, stock.saw) {
-			t.Errorf("request %q, reply %q: behind %s the container saw\n%s\nand behind %s\n%s", request, reply, s.name, strings.Join(all[i].saw, "\n\n"), r.sides[len(all)-1].name, strings.Join(stock.saw, "\n\n"))
+			t.Errorf("%s: behind %s the container saw\n%s\nand behind %s\n%s", what, s.name, strings.Join(all[i].saw, "\n\n"), r.sides[len(all)-1].name, strings.Join(stock.saw, "\n\n"))
 		}
 		if all[i].got != stock.got {
-			t.Errorf("request %q, reply %q: from %s the client got\n%s\nand from %s\n%s", request, reply, s.name, all[i].got, r.sides[len(all)-1].name, stock.got)
+			t.Errorf("%s: from %s the client got\n%s\nand from %s\n%s", what, s.name, all[i].got, r.sides[len(all)-1].name, stock.got)
 		}
 	}
 }
@@ -367,7 +397,7 @@ var replies = []string{
 
 // Ordinary requests take another way than reverse_proxy's. Nobody may notice.
 func TestPathsAreAlike(t *testing.T) {
-	r := newRig(t)
+	r := newRig(t, "")
 	for i, request := range requests {
 		t.Run(fmt.Sprint("request ", i), func(t *testing.T) { r.compare(t, request, plain, 10*time.Second) })
 	}
@@ -380,11 +410,11 @@ func TestPathsAreAlike(t *testing.T) {
 
 // Caddy's own proxy answers 200 to the client of a container that does this.
 func TestAnUnaskedSwitchIsAnError(t *testing.T) {
-	r := newRig(t)
+	r := newRig(t, "")
 	for _, s := range r.sides[:2] {
-		_, got, err := r.ask(s.address, requests[0], unasked+"X-End: 1\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n", 10*time.Second)
-		if err != nil || !strings.HasPrefix(got, "HTTP/1.1 502 ") {
-			t.Errorf("%s: %q, %v", s.name, got, err)
+		res, err := r.ask(s, requests[0], unasked+"X-End: 1\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n", 10*time.Second)
+		if err != nil || !strings.HasPrefix(res.got, "HTTP/1.1 502 ") {
+			t.Errorf("%s: %q, %v", s.name, res.got, err)
 		}
 	}
 }
@@ -450,7 +480,7 @@ func TestTraceparent(t *testing.T) {
 }
 
 func FuzzPathsAreAlike(f *testing.F) {
-	r := newRig(f)
+	r := newRig(f, "")
 	for _, request := range requests {
 		f.Add(request, plain)
 	}

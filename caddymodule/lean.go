@@ -93,6 +93,7 @@ func (x *exchange) failed(w http.ResponseWriter, r *http.Request, err error) err
 	var own *http1.RequestError
 	switch {
 	case errors.Is(err, instancepool.ErrTimeout): // for HTTP/1's server that is the client's end
+		x.timedOut()
 		return caddyhttp.Error(http.StatusGatewayTimeout, instancepool.ErrTimeout)
 	case r.Context().Err() != nil:
 		w.WriteHeader(statusClientClosed)

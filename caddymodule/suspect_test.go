@@ -20,23 +20,28 @@ import (
 // requests are sent.
 var ways = map[string]string{"own": "", "proxy": "trusted_proxies 192.0.2.0/24\n", "h2c": "port h2c 8080\n"}
 
-// startSuspicious starts a host whose instance, once it is suspected, stays so until
-// the end of the test.
+// startSuspicious starts a host with an instance that, once it is suspected, stays so
+// until the end of the test.
 func startSuspicious(t *testing.T, options string, app http.HandlerFunc) *host {
 	t.Helper()
-	var probes atomic.Int32
+	var begun atomic.Bool
 	over := make(chan struct{})
 	h := startHost(t, "request_body {\n max_size 1000\n}\nfairway hello {\n image app:1\n startup_probe http /ready\n"+options+"}", func(string, *revisions.Revision) http.Handler {
+		first := !begun.Load()
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			switch {
 			case r.URL.Path != "/ready":
 				app(w, r)
-			case probes.Add(1) > 1:
+			case first && begun.Load():
 				<-over
 			}
 		})
 	})
 	t.Cleanup(func() { close(over) })
+	if status, _, _ := h.get("/"); status != 200 {
+		t.Fatal(status)
+	}
+	begun.Store(true)
 	return h
 }
 
@@ -52,9 +57,6 @@ func TestTheClientsFaultIsNotTheInstances(t *testing.T) {
 	for way, options := range ways {
 		t.Run(way, func(t *testing.T) {
 			h := startSuspicious(t, options, func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) })
-			if status, _, _ := h.get("/"); status != 200 {
-				t.Fatal(status)
-			}
 			for name, test := range map[string]struct {
 				rest string
 				want int // 0 when nobody is there any more to be told
@@ -100,7 +102,6 @@ func TestABrokenInstanceIsSuspected(t *testing.T) {
 						panic(http.ErrAbortHandler)
 					}
 				})
-				h.get("/")
 				resp, err := http.Post(h.url+"/break", "text/plain", strings.NewReader(body))
 				if err != nil {
 					t.Fatal(err)

@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"context"
 	"crypto/tls"
 	"fmt"
 	"io"
@@ -10,6 +11,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/quic-go/quic-go/http3"
@@ -58,7 +60,9 @@ func TestHTTP3(t *testing.T) {
 	defer tr.Close()
 	try := func(method string, header http.Header, body io.Reader) (int, string, error) {
 		t.Helper()
-		req, err := http.NewRequestWithContext(t.Context(), method, "https://localhost:"+port, body)
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		req, err := http.NewRequestWithContext(ctx, method, "https://localhost:"+port, body)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -402,7 +402,26 @@ func (a *App) Cleanup() error {
 	return nil
 }
 
-// Acquire waits for the config to be started: Caddy may serve requests before.
+// serviceOf is serviceOfHost that waits like acquire before it says that there is no
+// such service.
+func (a *App) serviceOf(ctx context.Context, host string, inside bool) (service, tag string, err error) {
+	registry := a.engine.scaler.Registry()
+	if service, tag, err = serviceOfHost(registry, host, inside); err == nil {
+		return service, tag, nil
+	}
+	select {
+	case <-a.ready:
+	case <-ctx.Done():
+		return "", "", context.Cause(ctx)
+	}
+	if err := a.engine.scaler.Loaded(ctx); err != nil {
+		return "", "", err
+	}
+	return serviceOfHost(registry, host, inside)
+}
+
+// acquire waits for the config to be started, and until it is known what runs: Caddy
+// may serve requests before.
 func (a *App) acquire(ctx context.Context, r scaler.Request) (*instancepool.Lease, error) {
 	lease, err := a.engine.scaler.Acquire(ctx, r)
 	if !errors.Is(err, errUnknownService) {

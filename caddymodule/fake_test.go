@@ -67,7 +67,8 @@ var fakes sync.Map // name → *fakeRuntime
 type fakeRuntime struct {
 	name    string
 	handler func(id string, rev *revisions.Revision) http.Handler
-	address string // of all instances, if it is not that of handler's server
+	address string        // of all instances, if it is not that of handler's server
+	listing chan struct{} // until it is closed it is not known what runs; nil: it is
 	opened  atomic.Int32
 	started atomic.Int32
 
@@ -122,8 +123,19 @@ func (rt *fakeRuntime) Start(_ context.Context, spec instancepool.StartSpec) (in
 	return h, nil
 }
 
-func (rt *fakeRuntime) List(context.Context) ([]instancepool.Handle, error) { return nil, nil }
-func (rt *fakeRuntime) Close() error                                        { return nil }
+func (rt *fakeRuntime) List(ctx context.Context) ([]instancepool.Handle, error) {
+	if rt.listing == nil {
+		return nil, nil
+	}
+	select {
+	case <-rt.listing:
+		return nil, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (rt *fakeRuntime) Close() error { return nil }
 
 func (rt *fakeRuntime) ids() []string {
 	rt.mu.Lock()

@@ -175,9 +175,13 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	x.caller, want.Inside = h.app.engine.caller(r)
 	if h.Service == "" {
 		var err error
-		if want.Service, want.Tag, err = serviceOfHost(h.app.engine.scaler.Registry(), r.Host, want.Inside); err != nil {
+		want.Service, want.Tag, err = h.app.serviceOf(r.Context(), r.Host, want.Inside)
+		switch {
+		case errors.Is(err, errUnknownHost):
 			note(r, "", "unknown") // any host may be asked for: there is to be no series of each
 			return caddyhttp.Error(http.StatusNotFound, err)
+		case err != nil:
+			return h.refuse(w, r, x, "", err)
 		}
 	}
 	if want.Tag == "" {

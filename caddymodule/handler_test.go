@@ -40,6 +40,16 @@ type host struct {
 // them is where the service's options would be.
 func startHost(t *testing.T, site string, handler func(id string, rev *revisions.Revision) http.Handler) *host {
 	t.Helper()
+	h := newHost(t, handler)
+	if err := h.load(site); err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+// newHost is startHost without a config yet.
+func newHost(t *testing.T, handler func(id string, rev *revisions.Revision) http.Handler) *host {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -56,9 +66,6 @@ func startHost(t *testing.T, site string, handler func(id string, rev *revisions
 			t.Errorf("%d instances left when no config wants them", n)
 		}
 	})
-	if err := h.load(site); err != nil {
-		t.Fatal(err)
-	}
 	return h
 }
 
@@ -623,5 +630,49 @@ func TestRefuse(t *testing.T) {
 		if !errors.As(err, &answer) || answer.StatusCode != test.status || rec.Header().Get("Retry-After") != test.retry {
 			t.Errorf("%v: %v, Retry-After %q; want %d, %q", test.err, err, rec.Header().Get("Retry-After"), test.status, test.retry)
 		}
+	}
+}
+
+// Until the engine has said what runs already, the services of the config are not known:
+// who asks for one by its host waits, as who asks by its name does, and so does who
+// wants a certificate for it.
+func TestAServiceIsAwaitedByItsHost(t *testing.T) {
+	h := newHost(t, hello)
+	h.fake.listing = make(chan struct{})
+	if err := h.load("\tfairway /named hello {\n\t\timage app:1\n\t}\n\tfairway"); err != nil {
+		t.Fatal(err)
+	}
+	app := &App{engine: current.Load(), ready: make(chan struct{})}
+	close(app.ready)
+	allowed, answered := make(chan error), make(chan int)
+	go func() {
+		_, _, err := app.serviceOf(t.Context(), "hello.example.com", false)
+		allowed <- err
+	}()
+	go func() {
+		req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, h.url+"/byhost", nil)
+		req.Host = "hello.example.com"
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			answered <- 0
+			return
+		}
+		resp.Body.Close()
+		answered <- resp.StatusCode
+	}()
+	impatient, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, _, err := app.serviceOf(impatient, "hello.example.com", false); !errors.Is(err, context.Canceled) {
+		t.Errorf("before it is known: %v", err)
+	}
+	close(h.fake.listing)
+	if err := <-allowed; err != nil {
+		t.Errorf("serviceOf: %v", err)
+	}
+	if status := <-answered; status != http.StatusOK {
+		t.Errorf("by its host: %d", status)
+	}
+	if _, _, err := app.serviceOf(t.Context(), "other.example.com", false); !errors.Is(err, errUnknownHost) {
+		t.Errorf("another: %v", err)
 	}
 }

@@ -53,9 +53,9 @@ func (p *Permission) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 }
 
 // CertificateAllowed implements caddytls.OnDemandPermission.
-func (p *Permission) CertificateAllowed(_ context.Context, name string) error {
+func (p *Permission) CertificateAllowed(ctx context.Context, name string) error {
 	registry := p.app.engine.scaler.Registry()
-	service, tag, err := serviceOfHost(registry, name, false)
+	service, tag, err := p.app.serviceOf(ctx, name, false)
 	switch {
 	case err != nil:
 	case registry.ServiceOfHost(name) != "":

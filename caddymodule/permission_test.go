@@ -18,7 +18,9 @@ func TestPermission(t *testing.T) {
 	svc.Spec.Traffic = []servingv1.TrafficTarget{{Tag: "next", Percent: &whole}}
 	c.create(svc)
 	c.ready("hello")
-	p := &Permission{app: &App{engine: current.Load()}}
+	app := &App{engine: current.Load(), ready: make(chan struct{})}
+	close(app.ready)
+	p := &Permission{app: app}
 	allowed := map[string]bool{
 		"hello.run.example.com": true, "next---hello.run.example.com": true, "www.example.org": true,
 		"other.run.example.com": false, "none---hello.run.example.com": false, "hello.example.net": false, "run.example.com": false,

@@ -603,20 +603,32 @@ func (s *Scaler) Acquire(ctx context.Context, r Request) (*instancepool.Lease, e
 
 // awaitLoaded returns nil when a service that was not known may be known now.
 func (s *Scaler) awaitLoaded(ctx context.Context, name string) error {
-	select {
-	case <-s.loaded:
-	default:
-		select {
-		case <-s.loaded:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-s.ctx.Done():
-		}
+	if err := s.Loaded(ctx); err != nil {
+		return err
 	}
 	if s.lookup(name) == nil {
 		return fmt.Errorf("%w: %s", ErrUnknownService, name)
 	}
 	return nil
+}
+
+// Loaded returns when it is known what an earlier process has left, or that was waited
+// for in vain: until then a service that was declared may not be known. It returns the
+// cause of ctx's end if that comes first.
+func (s *Scaler) Loaded(ctx context.Context) error {
+	select {
+	case <-s.loaded:
+		return nil
+	default:
+	}
+	select {
+	case <-s.loaded:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-s.ctx.Done():
+		return nil
+	}
 }
 
 // newPool makes a pool of a service's revision.

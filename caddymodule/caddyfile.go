@@ -215,6 +215,7 @@ var reserved = []string{
 //		}
 //		liveness_probe  … # like startup_probe
 //		readiness_probe … # the same, and success_threshold <number>
+//		max_request_body <size>
 //		no_wake       <matcher> [<status>]
 //		waiting_page  [<file>] {
 //			after <duration>
@@ -241,6 +242,8 @@ func parseHandler(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 	for nesting := h.Nesting(); h.NextBlock(nesting); {
 		var err error
 		switch h.Val() {
+		case "max_request_body":
+			err = handler.parseMaxRequestBody(h)
 		case "no_wake":
 			err = handler.parseNoWake(h)
 		case "waiting_page":

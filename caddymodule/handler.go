@@ -72,6 +72,10 @@ type Handler struct {
 	// `503`.
 	NoWakeStatus int `json:"no_wake_status,omitempty"`
 
+	// How many bytes the body of a request may have; larger ones get 413. Default: any
+	// number.
+	MaxRequestBody int64 `json:"max_request_body,omitempty"`
+
 	// A page for browsers while an instance starts. Requests of others, and those that
 	// no browser shows as a page, wait. Default: browsers wait too.
 	WaitingPage *WaitingPage `json:"waiting_page,omitempty"`
@@ -109,6 +113,9 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	}
 	if h.Service != "" {
 		h.app.refer(h.Service)
+	}
+	if h.MaxRequestBody < 0 {
+		return fmt.Errorf("max_request_body %d is below zero", h.MaxRequestBody)
 	}
 	if err := h.provisionNoWake(ctx); err != nil {
 		return err
@@ -171,6 +178,9 @@ func (h *Handler) Cleanup() error {
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	x := &exchange{began: time.Now(), body: r.Body, writer: w}
 	settleLength(r)
+	if err := h.limitBody(w, r); err != nil {
+		return err
+	}
 	want := scaler.Request{Service: h.Service, Arrived: x.began}
 	x.caller, want.Inside = h.app.engine.caller(r)
 	if h.Service == "" {

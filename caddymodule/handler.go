@@ -223,10 +223,16 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 			return err
 		}
 		lease.Suspect()
-		if attempt == dialAttempts {
+		if attempt == dialAttempts || !h.whole(r, x) {
 			return err
 		}
 	}
+}
+
+// whole tells whether a request of which nothing was sent still has its body: the proxy
+// may have read it, to send it in one piece.
+func (h *Handler) whole(r *http.Request, x *exchange) bool {
+	return h.proxy.RequestBuffers == 0 || r.Body == nil || r.Body == http.NoBody || x.small != nil
 }
 
 // send proxies one request under a lease and gives the slot back when the

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -81,6 +82,41 @@ func TestABodySurvivesItsInstance(t *testing.T) {
 				settled(t, "hello")
 			})
 		}
+	}
+}
+
+// What the proxy has read to send it in one piece is not there for another instance: that
+// must not get the rest of it for the whole.
+func TestABufferedBodyIsNotCut(t *testing.T) {
+	var saw atomic.Int64
+	h := startHost(t, "fairway hello {\n image app:1\n request_buffers 64KiB\n}", func(string, *revisions.Revision) http.Handler {
+		return http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			n, _ := io.Copy(io.Discard, r.Body)
+			saw.Store(n)
+		})
+	})
+	const size = 100_000
+	for name, body := range map[string]func() io.Reader{
+		"of known length":   func() io.Reader { return strings.NewReader(strings.Repeat("x", size)) },
+		"of unknown length": func() io.Reader { return io.MultiReader(strings.NewReader(strings.Repeat("x", size))) },
+	} {
+		post := func() int {
+			resp, err := http.Post(h.url, "text/plain", body())
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp.Body.Close()
+			return resp.StatusCode
+		}
+		if status := post(); status != 200 || saw.Load() != size {
+			t.Fatalf("%s: %d, of which the app saw %d bytes", name, status, saw.Load())
+		}
+		saw.Store(size)
+		h.fake.breakOff()
+		if status := post(); status != 502 || saw.Load() != size {
+			t.Errorf("%s, when the instance is gone: %d, of which another saw %d bytes", name, status, saw.Load())
+		}
+		settled(t, "hello")
 	}
 }
 

@@ -676,11 +676,10 @@ func (p *Pool) withdraw() {
 	s.Starting = 0
 	for _, i := range p.instances {
 		switch {
-		case i.state != Starting || i.stopSent:
-		case i.begun || !i.due.IsZero():
-			s.Starting++
-		default:
+		case i.pending():
 			pending++
+		case i.state == Starting && !i.stopSent:
+			s.Starting++
 		}
 	}
 	if pending == 0 {
@@ -693,11 +692,17 @@ func (p *Pool) withdraw() {
 		if pending <= useful {
 			return
 		}
-		if i.state == Starting && !i.stopSent && !i.begun && i.due.IsZero() {
+		if i.pending() {
 			p.askToStop(i, "nobody waits for it any more")
 			pending--
 		}
 	}
+}
+
+// pending reports whether the start of i is for those who wait, and has not begun. The
+// caller holds the pool's mu.
+func (i *Instance) pending() bool {
+	return i.state == Starting && !i.stopSent && !i.begun && !i.adopted && i.due.IsZero()
 }
 
 // reset lets f be called after d, by a timer that may be nil.

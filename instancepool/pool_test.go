@@ -609,6 +609,23 @@ func TestStartsAreWithdrawn(t *testing.T) {
 	}
 }
 
+// What an earlier process has left is not given up for having nobody who waits for it.
+func TestAdoptedInstancesAreNotWithdrawn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rev := revision(1)
+		p := start(t, rev)
+		p.Adopt(p.rt.Leave("hello-00001-abcde", rev, pooltest.Plan{ReadyAfter: time.Minute}))
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := p.Acquire(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("got %v", err)
+		}
+		time.Sleep(2 * time.Minute)
+		equal(t, "running", len(p.rt.Running()), 1)
+		equal(t, "states", p.states(), []instancepool.State{instancepool.Ready})
+	})
+}
+
 // That there was no room says nothing of the revision, and is forgotten.
 func TestWantOfRoomPasses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -172,9 +172,9 @@ func newRigAt(t testing.TB, global string, addresses []net.Addr) *rig {
 		"reverse_proxy " + fake.address + " {\n transport http {\n compression off\n }\n}",
 	} {
 		s := side{[]string{"fairway", "fairway with reverse_proxy", "reverse_proxy"}[i], addresses[i].Network(), addresses[i].String()}
-		bind := "127.0.0.1"
-		site, port, _ := net.SplitHostPort(s.address)
-		if site = "http://:" + port; s.network == "unix" {
+		_, port, _ := net.SplitHostPort(s.address)
+		bind, site := "127.0.0.1", "http://:"+port
+		if s.network == "unix" {
 			bind, site = "unix/"+s.address, fmt.Sprint("http://:", 8000+i)
 		}
 		text += fmt.Sprintf("%s {\n\tbind %s\n\troute {\n%s%s\n}\n}\n", site, bind, r.noting(t, s), directive)

@@ -120,7 +120,7 @@ func TestPathsAreAlikeBehindAProxy(t *testing.T) {
 	all := append(slices.Clone(requests),
 		said("X-Forwarded-For: 192.0.2.1"),
 		said("X-Forwarded-For: 192.0.2.1, 2001:db8::1\r\nX-Forwarded-For: 192.0.2.2"),
-		said("X-Forwarded-For:\r\nX-Forwarded-For: 192.0.2.2"),
+		said("X-Forwarded-For:\r\n"+"X-Forwarded-For: 192.0.2.2"),
 		said("X-Forwarded-For:"),
 		said("X-Forwarded-For: ,"),
 		said("X-Forwarded-For: unknown, _hidden"),

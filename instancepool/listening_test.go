@@ -20,7 +20,7 @@ func TestListeningHint(t *testing.T) {
 		"[::1]:8080 [2001:db8::7]:8080": "; it listens on [::1]:8080 and [2001:db8::7]:8080, but not for IPv4: it is to listen on 0.0.0.0",
 	} {
 		var all []netip.AddrPort
-		for _, a := range strings.Fields(listening) {
+		for a := range strings.FieldsSeq(listening) {
 			all = append(all, netip.MustParseAddrPort(a))
 		}
 		if got := hintOf(all, 8080, false); got != want {

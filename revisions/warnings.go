@@ -14,7 +14,7 @@ const noCloud = "there is nothing of the kind on one host"
 
 // pointless are annotations of Cloud Run and Knative that are accepted without
 // effect, so that a service.yaml of theirs can be used as it is, by why that is.
-var pointless = map[string]string{
+var pointless = map[string]string{ //nolint:gosec // one has "secrets" in its name, and none is one
 	"run.googleapis.com/binary-authorization":            noCloud,
 	"run.googleapis.com/binary-authorization-breakglass": noCloud,
 	"run.googleapis.com/cloudsql-instances":              noCloud,

@@ -244,18 +244,20 @@ func TestConnectionsAreKept(t *testing.T) {
 // What has been closed is not kept in memory by a timer: instances come and go.
 func TestCloseLetsGo(t *testing.T) {
 	b, tr := newBackend(t, always(okay))
-	instance := new([1 << 10]byte)
-	kept := weak.Make(instance)
-	other := &Transport{MaxIdle: 1, IdleTimeout: time.Hour, Dial: func(ctx context.Context) (net.Conn, error) {
-		instance[0]++
-		return tr.Dial(ctx)
-	}}
-	mustSend(t, other, get(), "ok")
-	if kept.Value() == nil || b.conns.Load() != 1 {
+	use := func() weak.Pointer[[1 << 10]byte] {
+		instance := new([1 << 10]byte)
+		other := &Transport{MaxIdle: 1, IdleTimeout: time.Hour, Dial: func(ctx context.Context) (net.Conn, error) {
+			instance[0]++
+			return tr.Dial(ctx)
+		}}
+		mustSend(t, other, get(), "ok")
+		other.Close()
+		return weak.Make(instance)
+	}
+	kept := use()
+	if b.conns.Load() != 1 {
 		t.Fatal("it was not used")
 	}
-	other.Close()
-	other, instance = nil, nil
 	for range 100 {
 		if runtime.GC(); kept.Value() == nil {
 			return

@@ -140,7 +140,7 @@ func TestCrashOnce(t *testing.T) {
 // TestHostNetwork has instances in the host's network, each on a port of its own.
 func TestHostNetwork(t *testing.T) {
 	h := newHost(t, runtimeOption("network", "host"))
-	h.start(h.caddyfile(h.service("hello", "concurrency 1")))
+	h.start(h.caddyfile(h.service("hello", "concurrency 1", "cpu_throttling false"))) // each is asked past Caddy
 	wg := crowd(t)
 	for range 3 {
 		wg.Go(func() {

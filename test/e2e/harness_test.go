@@ -207,6 +207,20 @@ func (h *host) run(name string, f func(t *testing.T)) {
 	})
 }
 
+// scanPast asks an instance past Caddy, which does not thaw it then, and reads its answer.
+func (h *host) scanPast(i instance, path string, answer any) {
+	h.t.Helper()
+	ctx, cancel := context.WithTimeout(h.ctx(), patience)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+i.Address+path, nil)
+	h.check(err)
+	resp, err := h.client.Do(req)
+	h.check(err)
+	defer resp.Body.Close()
+	_, err = fmt.Fscan(resp.Body, answer)
+	h.check(err)
+}
+
 // newClient is a client without proxies whose requests do not wait for each
 // other. It follows no redirects and takes bodies as they are.
 func newClient() *http.Client {

@@ -158,11 +158,8 @@ func TestHostNetwork(t *testing.T) {
 			t.Errorf("address %s: %v", i.Address, err)
 		}
 		ports[port] = true
-		resp, err := h.client.Get("http://" + i.Address + "/env?name=PORT")
-		h.check(err)
 		var told string
-		_, _ = fmt.Fscan(resp.Body, &told)
-		_ = resp.Body.Close()
+		h.scanPast(i, "/env?name=PORT", &told)
 		if told != port {
 			t.Errorf("the app was told port %s and listens on %s", told, port)
 		}

@@ -365,6 +365,11 @@ func (t leasedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	r = r.WithContext(ctx)
 	// The headers are those that the proxy has made for this attempt.
 	setForwarded(r.Header, x.caller)
+	if r.Header["Upgrade"] != nil && r.ContentLength < 0 && len(r.TransferEncoding) == 0 {
+		// A WebSocket over HTTP/2 or HTTP/3, which the proxy has made one of HTTP/1: what
+		// follows is no body, though its length is as unknown as the client's.
+		r.Body, r.ContentLength = http.NoBody, 0
+	}
 	body := bodyOf(r, x.body)
 	x.sending = body
 	resp, err := x.lease.Instance().RoundTrip(r)

@@ -160,7 +160,7 @@ func TestABriefVisitWhileAnImageIsFetched(t *testing.T) {
 		fetch := make(chan struct{})
 		rt := pooltest.NewRuntime()
 		p := instancepool.New(rev, instancepool.Options{
-			Prepare: func(context.Context, string) error {
+			Prepare: func(context.Context) error {
 				<-fetch
 				rev.Pin("app:1", "sha256:0123")
 				return nil

@@ -63,7 +63,7 @@ type Instance struct {
 	state    State
 	since    time.Time // of state
 	born     time.Time // when its start was wanted
-	begun    bool      // nothing can keep its start back any more
+	waits    bool      // for its turn to start
 	inFlight int
 	quiet    int       // of inFlight: requests that are no use
 	list     *freeList // the list of free instances that it is in, or nil

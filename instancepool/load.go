@@ -67,7 +67,7 @@ func (l *load) trend() (now, growth float64) {
 		return now, 0
 	}
 	// After a step it has grown too, but does so no longer.
-	if growth = grown / trendParts; l.short.lastParts(2, 0)-l.short.lastParts(2, 2) < growth/10 {
+	if growth = grown / trendParts; l.short.lastParts(2, 0)-l.short.lastParts(2, 2) < growth {
 		return now, 0
 	}
 	return now, growth

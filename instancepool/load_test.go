@@ -78,6 +78,7 @@ func TestTrend(t *testing.T) {
 		{"a step, two seconds ago", func(s int) int { return 100 * min(1, max(0, s-27)) }, 0},
 		{"a step, five seconds ago", func(s int) int { return 100 * min(1, max(0, s-24)) }, 0},
 		{"a step, eight seconds ago", func(s int) int { return 100 * min(1, max(0, s-21)) }, 0},
+		{"a step of which a few came late", func(s int) int { return min(97, max(0, s-24)*97) + min(3, max(0, s-27)*3) }, 0},
 		{"chance", func(s int) int { return 100 + (s*7919)%13 }, 0},
 		{"hardly any", func(s int) int { return s / 10 }, 0},
 	} {

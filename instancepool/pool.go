@@ -96,13 +96,14 @@ type Decision struct {
 
 // Options are what a pool needs from others.
 type Options struct {
-	// Prepare, when not nil, is called before the start of the instance of that ID
-	// and may take its time, which a start may not: it pulls the image and finds room.
-	Prepare func(ctx context.Context, id string) error
-	// Turn, when not nil, is called after Prepare, and returns when the start may go on;
-	// done is called when it is over. Starts that wait for it are withdrawn when
-	// nobody wants them any more.
-	Turn func(context.Context) (done func(), err error)
+	// Prepare, when not nil, is called before the start of an instance and may take its
+	// time, which a start may not: it pulls the image.
+	Prepare func(ctx context.Context) error
+	// Turn, when not nil, is called after Prepare, and returns when the start of the
+	// instance of that ID may go on: there is room, and not too many start. done is
+	// called when it is over. Starts that wait for it are withdrawn when nobody wants
+	// them any more.
+	Turn func(ctx context.Context, id string) (done func(), err error)
 	// Start makes an instance: Runtime.Start.
 	Start func(context.Context, StartSpec) (Handle, error)
 	// Ahead makes an instance but for its start; nil when the engine cannot. Prepared
@@ -668,9 +669,9 @@ func (p *Pool) startOne(reason string) *Instance {
 	return i
 }
 
-// withdraw stops starts that have not begun, because others had to start first or
-// there was no room, and that nobody wants any more: those for whom they were to be
-// have been served by others, or have left. The caller holds mu.
+// withdraw stops starts that wait for their turn, and that nobody wants any more: those
+// for whom they were to be have been served by others, or have left. The caller holds
+// mu.
 func (p *Pool) withdraw() {
 	s, pending := p.snapshot(), 0
 	s.Starting = 0
@@ -699,10 +700,10 @@ func (p *Pool) withdraw() {
 	}
 }
 
-// pending reports whether the start of i is for those who wait, and has not begun. The
+// pending reports whether the start of i is for those who wait, and waits itself. The
 // caller holds the pool's mu.
 func (i *Instance) pending() bool {
-	return i.state == Starting && !i.stopSent && !i.begun && !i.adopted && i.due.IsZero()
+	return i.state == Starting && !i.stopSent && i.waits && i.due.IsZero()
 }
 
 // reset lets f be called after d, by a timer that may be nil.
@@ -841,7 +842,7 @@ func (p *Pool) bringUp(ctx context.Context, i *Instance, h Handle) (Handle, map[
 		}
 	})
 	if h == nil && p.opts.Prepare != nil {
-		if err := p.opts.Prepare(ctx, i.id); err != nil {
+		if err := p.opts.Prepare(ctx); err != nil {
 			p.discard(i.ahead)
 			return nil, nil, err
 		}
@@ -885,7 +886,7 @@ func (p *Pool) bringUp(ctx context.Context, i *Instance, h Handle) (Handle, map[
 func (p *Pool) launch(ctx context.Context, i *Instance, observe func(string, time.Duration)) (Handle, error) {
 	if p.opts.Turn != nil {
 		began := time.Now()
-		done, err := p.opts.Turn(ctx)
+		done, err := p.turn(ctx, i)
 		if err != nil {
 			p.discard(i.ahead)
 			return nil, err
@@ -893,15 +894,24 @@ func (p *Pool) launch(ctx context.Context, i *Instance, observe func(string, tim
 		defer done()
 		observe(PhaseTurn, time.Since(began))
 	}
-	p.mu.Lock()
-	i.begun = true
-	p.mu.Unlock()
 	if i.ahead != nil {
 		if h, err := i.ahead.Start(ctx, observe); err == nil || ctx.Err() != nil {
 			return h, err
 		}
 	}
 	return p.opts.Start(ctx, StartSpec{ID: i.id, Revision: p.rev, Observe: observe})
+}
+
+// turn waits until i may start, or is withdrawn.
+func (p *Pool) turn(ctx context.Context, i *Instance) (done func(), err error) {
+	waits := func(yes bool) {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		i.waits = yes
+	}
+	waits(true)
+	defer waits(false)
+	return p.opts.Turn(ctx, i.id)
 }
 
 // rouse thaws an instance that an earlier process may have left frozen: it could

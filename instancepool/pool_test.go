@@ -563,7 +563,7 @@ func TestStartsAreWithdrawn(t *testing.T) {
 				rev.Spec().MinInstances = minimum
 				turns := make(chan struct{}, 2) // start at the same time
 				p := startWith(t, rev, func(o *instancepool.Options, rt *pooltest.Runtime) {
-					o.Turn = func(ctx context.Context) (func(), error) {
+					o.Turn = func(ctx context.Context, _ string) (func(), error) {
 						select {
 						case turns <- struct{}{}:
 							return func() { <-turns }, nil
@@ -631,7 +631,7 @@ func TestWantOfRoomPasses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		full := false
 		p := startWith(t, revision(1), func(o *instancepool.Options, rt *pooltest.Runtime) {
-			o.Prepare = func(context.Context, string) error {
+			o.Prepare = func(context.Context) error {
 				if full {
 					return instancepool.ErrNoRoom
 				}

@@ -635,13 +635,13 @@ func (s *Scaler) Loaded(ctx context.Context) error {
 func (s *Scaler) newPool(v *service, rev *revisions.Revision, observe func(instancepool.Event)) *instancepool.Pool {
 	spec := rev.Spec()
 	opts := instancepool.Options{
-		Prepare: func(ctx context.Context, id string) error {
-			if err := s.resolve(ctx, rev); err != nil {
-				return err
+		Prepare: func(ctx context.Context) error { return s.resolve(ctx, rev) },
+		Turn: func(ctx context.Context, id string) (done func(), err error) {
+			if err := s.budget.take(ctx, id, roomFor(spec)); err != nil {
+				return nil, err
 			}
-			return s.budget.take(ctx, id, roomFor(spec))
+			return s.turn(ctx)
 		},
-		Turn: s.turn,
 		Start: func(ctx context.Context, spec instancepool.StartSpec) (instancepool.Handle, error) {
 			s.claim(spec.ID)
 			return s.opts.Runtime.Start(ctx, spec)

@@ -27,11 +27,17 @@ type rawStarter struct {
 // profile, limits and a network namespace of its own.
 func newRaw(ctx context.Context, client *containerd.Client, image, dir string) (*rawStarter, error) {
 	ctx = namespaces.WithNamespace(ctx, namespace)
-	containers, err := client.Containers(ctx)
-	if err != nil {
+	var containers []containerd.Container
+	var err error
+	// Those of the bench before may be on their way out.
+	late := poll(ctx, 200*time.Millisecond, time.Minute, func() bool {
+		containers, err = client.Containers(ctx)
+		return err != nil || len(containers) == 1
+	})
+	switch {
+	case err != nil:
 		return nil, err
-	}
-	if len(containers) != 1 {
+	case late != nil:
 		return nil, fmt.Errorf("there are %d containers to take the spec of, not 1", len(containers))
 	}
 	spec, err := containers[0].Spec(ctx)

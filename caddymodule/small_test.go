@@ -15,17 +15,20 @@ import (
 	"github.com/fairway-run/fairway/revisions"
 )
 
-// withHTTP2 lets clients speak HTTP/2 without TLS, and returns one that does.
-func (h *host) withHTTP2(site string) *http.Client {
-	h.t.Helper()
+// startHTTP2 is startHost whose clients may speak HTTP/2 without TLS, and a client that
+// does. It loads one config: after a second one the old server may still take, and then
+// close, a connection that a test means to keep.
+func startHTTP2(t *testing.T, site string, handler func(id string, rev *revisions.Revision) http.Handler) (*host, *http.Client) {
+	t.Helper()
+	h := newHost(t, handler)
 	h.global = "\tservers {\n\t\tprotocols h1 h2 h2c\n\t}\n"
 	if err := h.load(site); err != nil {
-		h.t.Fatal(err)
+		t.Fatal(err)
 	}
 	two := &http.Transport{Protocols: new(http.Protocols)}
 	two.Protocols.SetUnencryptedHTTP2(true)
-	h.t.Cleanup(two.CloseIdleConnections)
-	return &http.Client{Transport: two}
+	t.Cleanup(two.CloseIdleConnections)
+	return h, &http.Client{Transport: two}
 }
 
 // breakOff has all instances go on "running" and listen no more.
@@ -57,13 +60,12 @@ func TestABodySurvivesItsInstance(t *testing.T) {
 			},
 		} {
 			t.Run(way+", "+name, func(t *testing.T) {
-				h := startHost(t, site, func(id string, _ *revisions.Revision) http.Handler {
+				h, two := startHTTP2(t, site, func(id string, _ *revisions.Revision) http.Handler {
 					return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 						b, _ := io.ReadAll(r.Body)
 						fmt.Fprintf(w, "%s %s", id, b)
 					})
 				})
-				two := h.withHTTP2(site)
 				_, first, _ := h.get("/")
 				h.fake.breakOff()
 				resp, err := ask(h, two)
@@ -127,7 +129,7 @@ func TestAClientThatStalls(t *testing.T) {
 	for _, way := range []string{"own", "proxy"} {
 		t.Run(way, func(t *testing.T) {
 			site := "fairway hello {\n image app:1\n timeout 1s\n concurrency 1\n instances 0 1\n" + ways[way] + "}"
-			h := startHost(t, site, func(string, *revisions.Revision) http.Handler {
+			h, two := startHTTP2(t, site, func(string, *revisions.Revision) http.Handler {
 				return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 					_, _ = io.Copy(io.Discard, r.Body)
 					n := 10_000
@@ -142,7 +144,6 @@ func TestAClientThatStalls(t *testing.T) {
 					}
 				})
 			})
-			two := h.withHTTP2(site)
 			dial := func() (net.Conn, *bufio.Reader) {
 				conn, err := net.Dial("tcp", "127.0.0.1:"+h.port)
 				if err != nil {

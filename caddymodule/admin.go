@@ -191,6 +191,9 @@ type hostView struct {
 	// room, Waiting the starts that wait for some.
 	Evictions int `json:"evictions"`
 	Waiting   int `json:"waiting"`
+	// StrainedSeconds is for how long the host's processors were found used up while
+	// instances were in use.
+	StrainedSeconds float64 `json:"strained_seconds"`
 }
 
 func hostViewNow() hostView {
@@ -199,7 +202,7 @@ func hostViewNow() hostView {
 		return hostView{}
 	}
 	b := e.scaler.Budget()
-	return hostView{BudgetBytes: b.Total, UsedBytes: b.Used, BudgetCPU: b.CPU, UsedCPU: b.UsedCPU, Evictions: b.Evictions, Waiting: b.Waiting}
+	return hostView{BudgetBytes: b.Total, UsedBytes: b.Used, BudgetCPU: b.CPU, UsedCPU: b.UsedCPU, Evictions: b.Evictions, Waiting: b.Waiting, StrainedSeconds: b.Strained.Seconds()}
 }
 
 func problemViews() []problem {

@@ -48,7 +48,7 @@ var (
 type liveCollector struct {
 	instances, inFlight, queued, held *prometheus.Desc
 	budget, budgetUsed, cpu, cpuUsed  *prometheus.Desc
-	evictions, pending                *prometheus.Desc
+	evictions, pending, strained      *prometheus.Desc
 }
 
 var live = liveCollector{
@@ -67,11 +67,13 @@ var live = liveCollector{
 	cpuUsed:   prometheus.NewDesc("caddy_fairway_cpu_used", "The processors that the limits of all instances add up to.", nil, nil),
 	evictions: prometheus.NewDesc("caddy_fairway_evictions_total", "Instances stopped because others needed their room.", nil, nil),
 	pending:   prometheus.NewDesc("caddy_fairway_starts_waiting_for_room", "Starts that wait for memory or CPU.", nil, nil),
+	strained: prometheus.NewDesc("caddy_fairway_strained_seconds_total",
+		"For how long the host's processors were found used up while instances were in use: none is started ahead of need then.", nil, nil),
 }
 
 // Describe implements prometheus.Collector.
 func (c liveCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.instances, c.inFlight, c.queued, c.held, c.budget, c.budgetUsed, c.cpu, c.cpuUsed, c.evictions, c.pending} {
+	for _, d := range []*prometheus.Desc{c.instances, c.inFlight, c.queued, c.held, c.budget, c.budgetUsed, c.cpu, c.cpuUsed, c.evictions, c.pending, c.strained} {
 		ch <- d
 	}
 }
@@ -118,6 +120,7 @@ func (c liveCollector) collectBudget(ch chan<- prometheus.Metric) {
 	ch <- prometheus.MustNewConstMetric(c.cpuUsed, prometheus.GaugeValue, b.UsedCPU)
 	ch <- prometheus.MustNewConstMetric(c.evictions, prometheus.CounterValue, float64(b.Evictions))
 	ch <- prometheus.MustNewConstMetric(c.pending, prometheus.GaugeValue, float64(b.Waiting))
+	ch <- prometheus.MustNewConstMetric(c.strained, prometheus.CounterValue, b.Strained.Seconds())
 }
 
 func registerMetrics(registry *prometheus.Registry) error {

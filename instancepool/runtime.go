@@ -169,6 +169,14 @@ type Capacity struct {
 	CPU float64
 }
 
+// Gauger is a Runtime that knows how busy its host is.
+type Gauger interface {
+	// Worked returns the time that all processors together have worked, and have had
+	// nothing to do, since the host was started. What the hypervisor gave to others
+	// counts as work, and what was only done because nobody else wanted them does not.
+	Worked() (busy, idle time.Duration, err error)
+}
+
 // Exit tells how an instance's process ended.
 type Exit struct {
 	// Code is the exit status; 128 + the signal when a signal ended it.

@@ -430,6 +430,9 @@ type BudgetStatus struct {
 	Evictions int
 	// Waiting counts the starts that wait for room.
 	Waiting int
+	// Strained is for how long the host's processors were found used up while
+	// instances were in use: none is started ahead of need then.
+	Strained time.Duration
 }
 
 func (b *budget) status() BudgetStatus {

@@ -34,10 +34,17 @@ const (
 )
 
 // decide returns what to do about the number of instances: parallel is how many
-// start at the same time. Started are as many as make waiting requests wait less,
-// as the minimum lacks, and as the load wants that there be slots in reserve; never
-// more than the maximum allows.
-func decide(s instancepool.Snapshot, spec *revisions.Spec, parallel int) instancepool.Decision {
+// start at the same time, and allowed how many may at most where the host's processors
+// are used up, see strain.
+// Started are as many as make waiting requests wait less, as the minimum lacks, and as
+// the load wants that there be slots in reserve; never more than the maximum allows.
+//
+// Where processors are used up requests take longer, so that all slots are taken and more
+// wait. The more instances started, the more would then seem to be wanted, as each start
+// takes of what the requests need. So none is started ahead of need; for those who wait
+// one at a time, as slots may be what is lacking nevertheless; and what has none at all
+// gets what it wants.
+func decide(s instancepool.Snapshot, spec *revisions.Spec, parallel int, allowed func() int) instancepool.Decision {
 	d := instancepool.Decision{Keep: keep(s, spec)}
 	useful := s.Ready + s.Starting + s.Suspect // a suspect may come back
 	alive := useful + s.Unready                // and so may these, but nobody knows when
@@ -50,15 +57,25 @@ func decide(s instancepool.Snapshot, spec *revisions.Spec, parallel int) instanc
 	if n > 0 && useful == 0 {
 		n = max(n, spec.Scaling.Activation)
 	}
-	want(n, whyWaiting)
 	d.Again = again
+	bounded := func(n, least int) int {
+		if n <= 0 || useful == 0 {
+			return n
+		}
+		most := max(least, allowed()) - s.Starting
+		if n > most {
+			d.Again = strainOver
+		}
+		return min(n, most)
+	}
+	want(bounded(n, 1), whyWaiting)
 	want(s.Min-s.Ready-s.Starting-s.Unready, whyMinimum)
 	want(s.Floor-s.Ready-s.Starting, whyDeploy)
 	load := ahead(s, spec)
-	want(load-alive, whyTarget)
-	want(load-useful, whyUnready)
-	if s.Max != 0 && d.Start > s.Max-alive {
-		d.Start, d.Again = max(0, s.Max-alive), 0 // there is nothing to ask again
+	want(bounded(load-alive, 0), whyTarget)
+	want(bounded(load-useful, 0), whyUnready)
+	if left := s.Max - alive; s.Max != 0 && (d.Start > left || left <= 0) {
+		d.Start, d.Again = max(0, left), 0 // there is nothing to ask again
 	}
 	if d.Start == 0 {
 		d.Reason = ""

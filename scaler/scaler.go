@@ -156,6 +156,7 @@ type Scaler struct {
 	resolving sync.RWMutex
 	prunable  chan struct{} // revisions are gone, and their images may be too
 	budget    *budget
+	strain    *strain
 	short     chan struct{} // fewer instances are prepared than are to be
 	stirred   chan struct{} // something is in active
 	prepared  atomic.Int64  // Limits.Prepared
@@ -217,6 +218,7 @@ func New(opts Options) *Scaler {
 		own:   make(map[string]bool),
 	}
 	s.budget = newBudget(opts.Limits, opts.Runtime, s.spares)
+	s.strain = newStrain(opts.Runtime)
 	s.prepared.Store(int64(opts.Limits.Prepared))
 	opts.Registry.Changed = s.follow
 	opts.Registry.Routing = s.routing
@@ -646,7 +648,9 @@ func (s *Scaler) newPool(v *service, rev *revisions.Revision, observe func(insta
 			s.claim(spec.ID)
 			return s.opts.Runtime.Start(ctx, spec)
 		},
-		Decide: func(sn instancepool.Snapshot) instancepool.Decision { return decide(sn, spec, s.opts.StartLimit) },
+		Decide: func(sn instancepool.Snapshot) instancepool.Decision {
+			return decide(sn, spec, s.opts.StartLimit, s.strain.allows)
+		},
 		Observe: func(e instancepool.Event) {
 			s.budget.follow(e, roomFor(spec))
 			observe(e)

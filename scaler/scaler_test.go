@@ -54,7 +54,7 @@ func TestDecide(t *testing.T) {
 		{"the minimum serves all that wait", instancepool.Snapshot{Concurrency: 80, Min: 2, Waiting: 5}, 2},
 	} {
 		spec := &revisions.Spec{Concurrency: test.s.Concurrency, CPU: 1}
-		if got := decide(test.s, spec, 4); got.Start != test.want {
+		if got := decide(test.s, spec, 4, relaxed); got.Start != test.want {
 			t.Errorf("%s: decide(%+v) = %+v, want %d", test.name, test.s, got, test.want)
 		}
 	}

@@ -118,4 +118,8 @@ func percentOf(state *revisions.State, rev *revisions.Revision) int {
 }
 
 // Budget tells how the host's memory is used.
-func (s *Scaler) Budget() BudgetStatus { return s.budget.status() }
+func (s *Scaler) Budget() BudgetStatus {
+	b := s.budget.status()
+	b.Strained = s.strain.total()
+	return b
+}

@@ -30,7 +30,7 @@ func (s *Scaler) stir(p *instancepool.Pool) {
 	}
 }
 
-// measureLoop measures what instances use. While all of them are frozen, or there
+// measureLoop measures what instances use, and the host. While all of them are frozen, or there
 // are none, it does nothing.
 func (s *Scaler) measureLoop() {
 	tick := time.NewTicker(measureEvery)
@@ -56,6 +56,7 @@ func (s *Scaler) measureLoop() {
 
 // measure reports whether there is anything left to measure.
 func (s *Scaler) measure() bool {
+	s.strain.allows() // so that more is known than nothing when one is wanted
 	busy := false
 	s.active.Range(func(key, _ any) bool {
 		p := key.(*instancepool.Pool)
@@ -165,7 +166,7 @@ func (s *Scaler) prepareOne() (pause time.Duration) {
 		return 0
 	}
 	all := int64(s.opts.StartLimit)
-	if !s.starts.TryAcquire(all) {
+	if s.strain.allows() == 0 || !s.starts.TryAcquire(all) {
 		return quietEvery
 	}
 	s.starts.Release(all - 1)

@@ -11,6 +11,9 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"time"
+
+	"github.com/prometheus/procfs"
 
 	"github.com/fairway-run/fairway/instancepool"
 )
@@ -59,6 +62,30 @@ func (c cgroups) capacity(proc string) (instancepool.Capacity, error) {
 		}
 	}
 	return all, nil
+}
+
+// Worked implements instancepool.Gauger.
+func (r *Runtime) Worked() (busy, idle time.Duration, err error) {
+	busy, idle, err = worked("/proc")
+	if err != nil {
+		return 0, 0, fmt.Errorf("measuring the host: %w", err)
+	}
+	return busy, idle, nil
+}
+
+func worked(proc string) (busy, idle time.Duration, err error) {
+	fs, err := procfs.NewFS(proc)
+	if err != nil {
+		return 0, 0, err
+	}
+	stat, err := fs.Stat()
+	if err != nil {
+		return 0, 0, err
+	}
+	seconds := func(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
+	// What guests have used is in User and Nice already. What is nice gives way.
+	c := stat.CPUTotal
+	return seconds(c.User + c.System + c.IRQ + c.SoftIRQ + c.Steal), seconds(c.Idle + c.Iowait + c.Nice), nil
 }
 
 // memInfo finds a line of /proc/meminfo, in bytes; 0 if it is not there.
@@ -131,4 +158,7 @@ func readSmall(file string) []byte {
 	return buf[:n]
 }
 
-var _ instancepool.Sizer = (*Runtime)(nil)
+var (
+	_ instancepool.Sizer  = (*Runtime)(nil)
+	_ instancepool.Gauger = (*Runtime)(nil)
+)

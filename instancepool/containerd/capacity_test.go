@@ -4,6 +4,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"testing"
+	"time"
 
 	"github.com/fairway-run/fairway/instancepool"
 )
@@ -75,5 +76,42 @@ func TestCapacity(t *testing.T) {
 	}
 	if got, err := newCgroups(t.TempDir()).capacity(t.TempDir()); err == nil {
 		t.Errorf("of nothing: %+v", got)
+	}
+}
+
+func TestWorked(t *testing.T) {
+	root := fakeTree(t, map[string]string{"stat": "cpu  100 200 300 4000 500 60 70 80 90 10\ncpu0 1 1 1 1 1 1 1 1 1 1\nintr 5 0 1\nctxt 9\n"})
+	busy, idle, err := worked(root)
+	if want := 6100 * time.Millisecond; busy != want || err != nil {
+		t.Errorf("busy for %s, %v, want %s", busy, err, want)
+	}
+	if want := 47 * time.Second; idle != want {
+		t.Errorf("idle for %s, want %s", idle, want)
+	}
+	for name, files := range map[string]map[string]string{"nothing": {}, "nonsense": {"stat": "cpu  a b c\n"}} {
+		if busy, idle, err := worked(fakeTree(t, files)); err == nil {
+			t.Errorf("of %s: %s %s", name, busy, idle)
+		}
+	}
+}
+
+// Of this host: the time of its processors goes by with the time of day.
+func TestWorkedOfThisHost(t *testing.T) {
+	r := new(Runtime)
+	busy, idle, err := r.Worked()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		b, i, err := r.Worked()
+		if err != nil || b < busy {
+			t.Fatalf("busy for %s after %s, %v", b, busy, err)
+		}
+		if b > busy && b+i >= busy+idle+100*time.Millisecond {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("busy for %s after %s, idle for %s after %s", b, busy, i, idle)
+		}
 	}
 }

@@ -80,6 +80,11 @@ type Runtime struct {
 	prepared  map[string]bool
 	capacity  instancepool.Capacity
 	closed    bool
+
+	busy      float64 // the part of the processors that has worked since busySince
+	busySince time.Time
+	worked    time.Duration // before busySince; of had
+	had       time.Duration
 }
 
 // NewRuntime returns a runtime whose instances follow the zero Plan.
@@ -217,6 +222,33 @@ func (rt *Runtime) Size(c instancepool.Capacity) {
 	rt.mu.Lock()
 	defer rt.mu.Unlock()
 	rt.capacity = c
+}
+
+// Busy sets which part of the host's processors works from now on.
+func (rt *Runtime) Busy(part float64) {
+	rt.mu.Lock()
+	defer rt.mu.Unlock()
+	rt.work()
+	rt.busy = part
+}
+
+// work notes what the processors have done until now. The caller holds mu.
+func (rt *Runtime) work() {
+	now := time.Now()
+	if !rt.busySince.IsZero() {
+		passed := now.Sub(rt.busySince) * time.Duration(rt.capacity.CPU)
+		rt.had += passed
+		rt.worked += time.Duration(rt.busy * float64(passed))
+	}
+	rt.busySince = now
+}
+
+// Worked implements instancepool.Gauger.
+func (rt *Runtime) Worked() (busy, idle time.Duration, err error) {
+	rt.mu.Lock()
+	defer rt.mu.Unlock()
+	rt.work()
+	return rt.worked, rt.had - rt.worked, nil
 }
 
 // Capacity implements instancepool.Sizer.

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
 )
 
@@ -34,24 +35,16 @@ func ownCPU() time.Duration {
 
 // machineBusy is the time that all processors of the machine have worked.
 func machineBusy() (time.Duration, error) {
-	text, err := os.ReadFile("/proc/stat")
+	fs, err := procfs.NewDefaultFS()
 	if err != nil {
 		return 0, err
 	}
-	line, _, _ := bytes.Cut(text, []byte("\n"))
-	var ticks int64
-	for i, field := range bytes.Fields(line) {
-		if i == 0 || i == 4 || i == 5 || i > 8 {
-			continue // the line's name, idle, waiting for a disk; what guests used counts as used
-		}
-		n, err := strconv.ParseInt(string(field), 10, 64)
-		if err != nil {
-			return 0, fmt.Errorf("reading /proc/stat: %w", err)
-		}
-		ticks += n
+	stat, err := fs.Stat()
+	if err != nil {
+		return 0, err
 	}
-	const perSecond = 100 // USER_HZ, on all that Go runs on
-	return time.Duration(ticks) * time.Second / perSecond, nil
+	c := stat.CPUTotal // what guests used is in User and Nice
+	return time.Duration((c.User + c.Nice + c.System + c.IRQ + c.SoftIRQ + c.Steal) * float64(time.Second)), nil
 }
 
 // wakeUps is how often the threads of a process that it has now have gone to

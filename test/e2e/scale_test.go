@@ -4,8 +4,11 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -226,4 +229,29 @@ func TestFrozenIsAdopted(t *testing.T) {
 	if made := h.creations(); len(made) != 1 {
 		t.Errorf("containers made: %v", made)
 	}
+}
+
+// The processors of the host are watched while an instance has the use of them.
+func TestABusyHost(t *testing.T) {
+	h := newHost(t)
+	h.start(h.caddyfile(h.vhost("hello", "cpu_throttling false")))
+	if got := h.getFrom(t.Context(), "hello", "/"); got.status != http.StatusOK {
+		t.Fatalf("%s", got)
+	}
+	const strained = "caddy_fairway_strained_seconds_total"
+	if _, ok := h.metrics()[strained]; !ok {
+		t.Fatalf("there is no metric %s", strained)
+	}
+	var over atomic.Bool
+	var work sync.WaitGroup
+	defer work.Wait()
+	defer over.Store(true)
+	for range 2 * runtime.NumCPU() {
+		work.Go(func() {
+			for !over.Load() {
+			}
+		})
+	}
+	before := h.metrics()[strained]
+	eventually(t, "it is noticed that the processors are used up", func() bool { return h.metrics()[strained] > before })
 }

@@ -1,0 +1,77 @@
+package scaler
+
+import (
+	"math"
+	"sync"
+	"time"
+
+	"github.com/fairway-run/fairway/instancepool"
+)
+
+const (
+	// strainedPart of the host's processors at work means that they are used up, and
+	// relievedPart or more that they still are.
+	strainedPart, relievedPart = 0.95, 0.85
+	// strainOver is what that is seen over at least.
+	strainOver = 500 * time.Millisecond
+	// strainLasts is after how long without a question nothing is known any more.
+	strainLasts = 2 * measureEvery
+)
+
+// strain bounds how many instances of a service may start at the same time where the
+// host's processors are used up: what starts takes from what runs. Afterwards the bound
+// is doubled until it is none, or they are used up again. Nobody watches the processors
+// while no instance is in use.
+type strain struct {
+	worked func() (busy, idle time.Duration, err error) // nil if the engine does not know
+
+	mu         sync.Mutex // guards all below
+	at         time.Time  // of busy and idle; zero before the first question
+	busy, idle time.Duration
+	most       int // how many may start; 0 while the processors are used up
+	lasted     time.Duration
+}
+
+func newStrain(engine instancepool.Runtime) *strain {
+	s := &strain{most: math.MaxInt}
+	if g, ok := engine.(instancepool.Gauger); ok {
+		s.worked = g.Worked
+	}
+	return s
+}
+
+// allows is how many instances of a service may start at the same time without need; 0
+// while the host's processors are used up. The first answer in a long time is that any
+// number may.
+func (s *strain) allows() int {
+	if s.worked == nil {
+		return math.MaxInt
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	since := now.Sub(s.at)
+	if since < strainOver {
+		return s.most
+	}
+	busy, idle, err := s.worked()
+	part := (busy - s.busy).Seconds() / max((busy-s.busy+idle-s.idle).Seconds(), 1e-3)
+	s.at, s.busy, s.idle = now, busy, idle
+	switch {
+	case err != nil, since > strainLasts:
+		s.most = math.MaxInt // nothing is held back for what is not known
+	case part >= strainedPart, s.most == 0 && part >= relievedPart:
+		s.most = 0
+		s.lasted += since
+	default:
+		s.most = max(1, s.most, 2*s.most) // which overflows in the end
+	}
+	return s.most
+}
+
+// total is for how long the processors were found used up, since ever.
+func (s *strain) total() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.lasted
+}

@@ -49,7 +49,7 @@ func templateFlags(f *pflag.FlagSet) {
 	f.String("timeout", "", "How long a request may take, a `DURATION` such as 300, 300s or 10m; at most 1h")
 	scalingFlags(f)
 	boolPair(f, "session-affinity", "Send the requests of one client to the same instance while it lasts")
-	f.String("startup-probe", "", "When an instance has started, `KEY=VALUE,…`; '' for the default, a connection to the port. Keys: httpGet.path, httpGet.port, tcpSocket.port, grpc.port, grpc.service, initialDelaySeconds, periodSeconds, timeoutSeconds, failureThreshold")
+	f.String("startup-probe", "", "When an instance has started, `KEY=VALUE,…`; '' for the default, a connection to the port. Keys: httpGet.path, httpGet.port, tcpSocket.port, grpc.port, grpc.service, initialDelaySeconds, periodSeconds (default 10), timeoutSeconds (1), failureThreshold (3)")
 	f.String("liveness-probe", "", "Whether an instance is still healthy, `KEY=VALUE,…`; '' for none. Keys as for --startup-probe")
 	f.String("readiness-probe", "", "Whether an instance is to get new requests, `KEY=VALUE,…`; '' for the default, always. Keys as for --startup-probe, and successThreshold")
 	f.StringArray("labels", nil, "The same as --update-labels, `KEY=VALUE,…`")

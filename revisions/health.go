@@ -127,15 +127,9 @@ func isDefaultReadiness(p *corev1.Probe) bool {
 func newCheck(p *corev1.Probe, port Port, liveness bool) Check {
 	c := Check{
 		Probe: Probe{Kind: ProbeTCP, Port: port.Number, Attempt: time.Second}, Liveness: liveness,
-		Period: DefaultPeriod, Failures: DefaultFailureThreshold, Successes: max(1, int(p.SuccessThreshold)),
+		Period: seconds(periodOf(p)), Failures: int(failuresOf(p)), Successes: max(1, int(p.SuccessThreshold)),
 	}
 	c.read(p, port)
-	if p.PeriodSeconds > 0 {
-		c.Period = seconds(p.PeriodSeconds)
-	}
-	if p.FailureThreshold > 0 {
-		c.Failures = int(p.FailureThreshold)
-	}
 	return c
 }
 
@@ -171,10 +165,10 @@ func validateProbes(spec *servingv1.RevisionSpec) *apis.FieldError {
 // validateStartup bounds the whole too: it is what a request may have to wait for.
 func validateStartup(p *corev1.Probe) *apis.FieldError {
 	errs := validateCheck(p, MaxStartupTime, MaxStartupTime).Also(validateOneSuccess(p))
-	period := periodOf(p)
-	if total := time.Duration(p.FailureThreshold) * seconds(period); errs == nil && total > MaxStartupTime {
+	period, failures := periodOf(p), failuresOf(p)
+	if total := time.Duration(failures) * seconds(period); errs == nil && total > MaxStartupTime {
 		errs = &apis.FieldError{
-			Message: fmt.Sprintf("%d periods of %d seconds are longer than %d seconds", p.FailureThreshold, period, MaxStartupTime/time.Second),
+			Message: fmt.Sprintf("%d periods of %d seconds are longer than %d seconds", failures, period, MaxStartupTime/time.Second),
 			Paths:   []string{"failureThreshold"},
 		}
 	}
@@ -194,6 +188,14 @@ func periodOf(p *corev1.Probe) int32 {
 		return int32(DefaultPeriod / time.Second)
 	}
 	return p.PeriodSeconds
+}
+
+// failuresOf is how many periods a probe may fail for.
+func failuresOf(p *corev1.Probe) int32 {
+	if p.FailureThreshold == 0 {
+		return DefaultFailureThreshold
+	}
+	return p.FailureThreshold
 }
 
 func validateCheck(p *corev1.Probe, mostDelay, most time.Duration) *apis.FieldError {

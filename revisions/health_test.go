@@ -81,6 +81,7 @@ func TestProbesAreChecked(t *testing.T) {
 		"startupProbe: {httpGet: {}, periodSeconds: 2, timeoutSeconds: 3}":                                "3 is longer than the period, 2: " + at + "startupProbe.timeoutSeconds",
 		"startupProbe: {grpc: {}, periodSeconds: 60, failureThreshold: 5}":                                "5 periods of 60 seconds are longer than 240 seconds: " + at + "startupProbe.failureThreshold",
 		"startupProbe: {grpc: {}, failureThreshold: 2147483647}":                                          "2147483647 periods of 10 seconds are longer than 240 seconds: " + at + "startupProbe.failureThreshold",
+		"startupProbe: {tcpSocket: {}, periodSeconds: 81}":                                                "3 periods of 81 seconds are longer than 240 seconds: " + at + "startupProbe.failureThreshold",
 		"startupProbe: {httpGet: {}, failureThreshold: -1}":                                               "-1 is below zero: " + at + "startupProbe.failureThreshold",
 		"startupProbe: {httpGet: {}, successThreshold: 2}":                                                "expected 0 <= 2 <= 1: " + at + "startupProbe.successThreshold",
 		"ports: [{containerPort: 1}]}, {image: side, startupProbe: {grpc: {port: 1}, periodSeconds: 300}": "expected 0 <= 300 <= 240: spec.template.spec.containers[1].startupProbe.periodSeconds",

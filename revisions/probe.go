@@ -66,8 +66,8 @@ func startupProbe(c *corev1.Container, port Port, ingress bool) *Probe {
 	}
 	probe.read(p, port)
 	// A readiness probe that fails says "not yet" for as long as it takes.
-	if c.StartupProbe != nil && p.PeriodSeconds > 0 && p.FailureThreshold > 0 {
-		probe.Total = seconds(p.PeriodSeconds) * time.Duration(p.FailureThreshold)
+	if c.StartupProbe != nil {
+		probe.Total = seconds(periodOf(p)) * time.Duration(failuresOf(p))
 	}
 	return probe
 }

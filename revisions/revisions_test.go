@@ -296,9 +296,11 @@ func TestStartupProbe(t *testing.T) {
 	}{
 		{"none", "", probe},
 		{"port of the container", "ports: [{containerPort: 3000}]", with(func(p *Probe) { p.Port = 3000 })},
-		{"tcp", "startupProbe: {tcpSocket: {port: 81}}", with(func(p *Probe) { p.Port = 81 })},
-		{"http", "startupProbe: {httpGet: {}}", with(func(p *Probe) { p.Kind, p.Path = ProbeHTTP, "/" })},
-		{"grpc", "startupProbe: {grpc: {service: app}}", with(func(p *Probe) { p.Kind, p.Service = ProbeGRPC, "app" })},
+		{"tcp", "startupProbe: {tcpSocket: {port: 81}}", with(func(p *Probe) { p.Port, p.Total = 81, 30*time.Second })},
+		{"http", "startupProbe: {httpGet: {}}", with(func(p *Probe) { p.Kind, p.Path, p.Total = ProbeHTTP, "/", 30*time.Second })},
+		{"grpc", "startupProbe: {grpc: {service: app}}", with(func(p *Probe) { p.Kind, p.Service, p.Total = ProbeGRPC, "app", 30*time.Second })},
+		{"a period alone", "startupProbe: {tcpSocket: {}, periodSeconds: 80}", probe},
+		{"a threshold alone", "startupProbe: {tcpSocket: {}, failureThreshold: 24}", probe},
 		{
 			"times", "startupProbe: {tcpSocket: {}, initialDelaySeconds: 5, timeoutSeconds: 2, periodSeconds: 10, failureThreshold: 3}",
 			with(func(p *Probe) { p.Delay, p.Attempt, p.Total = 5*time.Second, 2*time.Second, 30*time.Second }),
@@ -310,7 +312,7 @@ func TestStartupProbe(t *testing.T) {
 		{"readiness that fails kills nobody", "readinessProbe: {tcpSocket: {}, periodSeconds: 1, failureThreshold: 3}", probe},
 		{
 			"startup before readiness", "startupProbe: {tcpSocket: {port: 81}}, readinessProbe: {httpGet: {path: /ready}}",
-			with(func(p *Probe) { p.Port = 81 }),
+			with(func(p *Probe) { p.Port, p.Total = 81, 30*time.Second }),
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {

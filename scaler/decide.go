@@ -41,9 +41,9 @@ const (
 //
 // Where processors are used up requests take longer, so that all slots are taken and more
 // wait. The more instances started, the more would then seem to be wanted, as each start
-// takes of what the requests need. So none is started ahead of need; for those who wait
-// one at a time, as slots may be what is lacking nevertheless; and what has none at all
-// gets what it wants.
+// takes of what the requests need. So none is started ahead of need, and for those who
+// wait one at a time, as slots may be what is lacking nevertheless. The first ones, a
+// minimum and a deploy are not held back.
 func decide(s instancepool.Snapshot, spec *revisions.Spec, parallel int, allowed func() int) instancepool.Decision {
 	d := instancepool.Decision{Keep: keep(s, spec)}
 	useful := s.Ready + s.Starting + s.Suspect // a suspect may come back

@@ -26,10 +26,10 @@ type strain struct {
 	worked func() (busy, idle time.Duration, err error) // nil if the engine does not know
 
 	mu         sync.Mutex // guards all below
-	at         time.Time  // of busy and idle; zero before the first question
+	at         time.Time  // of the last look; zero before the first
 	busy, idle time.Duration
-	most       int // how many may start; 0 while the processors are used up
-	lasted     time.Duration
+	most       int           // how many may start; 0 while the processors are used up
+	lasted     time.Duration // for how long they were
 }
 
 func newStrain(engine instancepool.Runtime) *strain {
@@ -54,12 +54,18 @@ func (s *strain) allows() int {
 	if since < strainOver {
 		return s.most
 	}
+	s.at = now
 	busy, idle, err := s.worked()
-	part := (busy - s.busy).Seconds() / max((busy-s.busy+idle-s.idle).Seconds(), 1e-3)
-	s.at, s.busy, s.idle = now, busy, idle
-	switch {
-	case err != nil, since > strainLasts:
+	if err != nil {
 		s.most = math.MaxInt // nothing is held back for what is not known
+		return s.most
+	}
+	worked, had := busy-s.busy, busy-s.busy+idle-s.idle
+	s.busy, s.idle = busy, idle
+	part := worked.Seconds() / max(had.Seconds(), 1e-3)
+	switch {
+	case since > strainLasts:
+		s.most = math.MaxInt
 	case part >= strainedPart, s.most == 0 && part >= relievedPart:
 		s.most = 0
 		s.lasted += since

@@ -37,13 +37,13 @@ func (n *names) lines(all []string) string {
 }
 
 // set makes all the names that new instances get, and adds what is new to the
-// files of those that exist, in dirs. Nothing is taken from a file: whoever reads
-// it at that moment could see half of it.
-func (n *names) set(all, dirs []string) error {
-	n.mu.Lock()
+// files of those that exist, in the directories of a pattern. Nothing is taken from a
+// file: whoever reads it at that moment could see half of it.
+func (n *names) set(all []string, pattern string) error {
+	n.mu.Lock() // also while looking: what is made afterwards has the new names
 	defer n.mu.Unlock()
 	n.all, n.text = slices.Clone(all), n.lines(all)
-	var problems error
+	dirs, problems := filepath.Glob(pattern)
 	for _, dir := range dirs {
 		if err := n.add(filepath.Join(dir, hostsFile)); err != nil && !missing(err) { // else it has gone
 			problems = errors.Join(problems, err)
@@ -87,11 +87,7 @@ func (r *Runtime) Gateway() netip.Addr { return r.names.gateway }
 
 // SetNames implements instancepool.Namer.
 func (r *Runtime) SetNames(all []string) error {
-	dirs, err := filepath.Glob(r.filesDir("*"))
-	if err != nil {
-		return fmt.Errorf("looking for the instances' files: %w", err)
-	}
-	if err := r.names.set(all, dirs); err != nil {
+	if err := r.names.set(all, r.filesDir("*")); err != nil {
 		return fmt.Errorf("telling instances of host names: %w", err)
 	}
 	return nil

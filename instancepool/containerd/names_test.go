@@ -1,17 +1,23 @@
 package containerd
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/fairway-run/fairway/instancepool"
 )
 
 func TestHostNames(t *testing.T) {
-	dir := t.TempDir()
+	root := t.TempDir()
+	dir, pattern := filepath.Join(root, "hello-1"), filepath.Join(root, "*")
+	if err := os.Mkdir(filepath.Join(root, "gone"), 0o700); err != nil { // almost
+		t.Fatal(err)
+	}
 	n := names{gateway: netip.MustParseAddr("10.1.0.1")}
 	text := func() string {
 		t.Helper()
@@ -24,11 +30,11 @@ func TestHostNames(t *testing.T) {
 	}
 	set := func(names ...string) {
 		t.Helper()
-		if err := n.set(names, []string{dir, dir + "-gone"}); err != nil {
+		if err := n.set(names, pattern); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := n.set([]string{"a.test"}, nil); err != nil {
+	if err := n.set([]string{"a.test"}, pattern); err != nil {
 		t.Fatal(err)
 	}
 	if err := n.writeFiles(dir, "hello-1", "10.1.0.7"); err != nil {
@@ -54,8 +60,33 @@ func TestHostNames(t *testing.T) {
 	if set("a.test", "b.test", "c.test"); text() != "192.0.2.1 a.test c.test # b.test\n10.1.0.1\tb.test\n" {
 		t.Errorf("%q", text())
 	}
-	if _, err := os.Stat(dir + "-gone"); err == nil {
+	if _, err := os.Stat(filepath.Join(root, "gone", hostsFile)); err == nil {
 		t.Error("an instance that has gone is there again")
+	}
+}
+
+// An instance that is made while a name comes has it too.
+func TestHostNamesOfAnInstanceInTheMaking(t *testing.T) {
+	root := t.TempDir()
+	n := names{gateway: netip.MustParseAddr("10.1.0.1")}
+	for i := range 500 {
+		dir, name := filepath.Join(root, fmt.Sprint(i)), fmt.Sprintf("n%d.test", i)
+		var made sync.WaitGroup
+		made.Go(func() {
+			if err := n.writeFiles(dir, "hello-1", "10.1.0.7"); err != nil {
+				t.Error(err)
+			}
+		})
+		if err := n.set([]string{name}, filepath.Join(root, "*")); err != nil {
+			t.Error(err)
+		}
+		made.Wait()
+		if b, err := os.ReadFile(filepath.Join(dir, hostsFile)); err != nil || !strings.Contains(string(b), name) {
+			t.Fatalf("%d: %q, %v", i, b, err)
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

@@ -23,9 +23,12 @@ import (
 // Source: ICANN: .internal is for private use.
 const internalDomain = "internal"
 
-// namesPause is the least time between two looks at which names there are:
-// services may come by the thousand.
-const namesPause = time.Second
+// namesPause is the time between two looks at which names there are. It is doubled up to
+// namesPauseMax while there are others each time: services may come by the thousand.
+const (
+	namesPause    = 10 * time.Millisecond
+	namesPauseMax = time.Second
+)
 
 // neighbours lets instances reach this host's services without leaving it: the
 // names under which Caddy serves them lead to it from within each instance.
@@ -67,6 +70,7 @@ func (n *neighbours) follow(ctx context.Context) {
 }
 
 func (n *neighbours) next(ctx context.Context, watcher *revisions.Watcher) error {
+	pause, quiet := namesPause, time.Now()
 	for {
 		changes, err := watcher.Next(ctx)
 		if err != nil {
@@ -75,9 +79,13 @@ func (n *neighbours) next(ctx context.Context, watcher *revisions.Watcher) error
 		if !slices.ContainsFunc(changes, renames) {
 			continue
 		}
+		if time.Since(quiet) > namesPauseMax {
+			pause = namesPause
+		}
 		n.tell()
 		select {
-		case <-time.After(namesPause):
+		case <-time.After(pause):
+			pause, quiet = min(2*pause, namesPauseMax), time.Now()
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}

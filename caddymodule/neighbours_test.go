@@ -2,6 +2,7 @@ package caddymodule
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -10,10 +11,15 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/google/go-cmp/cmp"
+	"go.uber.org/zap"
+	corev1 "k8s.io/api/core/v1"
 	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
 
 	"github.com/fairway-run/fairway/revisions"
@@ -234,4 +240,81 @@ func TestLocalNamesErrors(t *testing.T) {
 		_, err := adapt(t, fmt.Sprintf("{\n\tfairway {\n\t\t%s\n\t}\n}\n", option))
 		wantError(t, err, want)
 	}
+}
+
+// toldNames is an instancepool.Namer that notes what it is told.
+type toldNames struct {
+	mu    sync.Mutex
+	names []string
+	times int
+}
+
+func (*toldNames) Gateway() netip.Addr { return netip.MustParseAddr("10.1.0.1") }
+
+func (n *toldNames) SetNames(all []string) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.names, n.times = all, n.times+1
+	return nil
+}
+
+func (n *toldNames) has(name string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Contains(n.names, name)
+}
+
+func (n *toldNames) count() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.times
+}
+
+// Instances need not wait for a name that comes soon after another, and are not told
+// each time when thousands come.
+func TestNamesAreToldSoon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		told := new(toldNames)
+		n := &neighbours{registry: revisions.NewRegistry(revisions.Options{}), namer: told, log: zap.NewNop()}
+		n.use([]string{"*.internal"})
+		ctx, cancel := context.WithCancel(t.Context())
+		var following sync.WaitGroup
+		following.Go(func() { n.follow(ctx) })
+		defer following.Wait()
+		defer cancel()
+		add := func(name string, within time.Duration) {
+			t.Helper()
+			synctest.Wait()
+			svc := &servingv1.Service{}
+			svc.Name = name
+			svc.Spec.Template.Spec.Containers = []corev1.Container{{Image: "app:1"}}
+			svc, err := revisions.Prepare(svc)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, _, err := n.registry.Apply(svc, revisions.OwnerConfig); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(within)
+			synctest.Wait()
+			if within >= 0 && !told.has(name+".internal") {
+				t.Errorf("%s is not told within %s", name, within)
+			}
+		}
+		add("one", 0)
+		add("two", namesPause)
+		time.Sleep(time.Minute)
+		before := told.count()
+		const many = 1000
+		for i := range many {
+			add(fmt.Sprintf("many-%d", i), -1)
+			time.Sleep(namesPause)
+		}
+		if n := told.count() - before; n > 30 {
+			t.Errorf("told %d times of %d names that came in %s", n, many, many*namesPause)
+		}
+		time.Sleep(3 * namesPauseMax)
+		add("three", 0)
+		add("four", namesPause)
+	})
 }

@@ -27,6 +27,9 @@ func TestServiceToService(t *testing.T) {
 	who := func(host string) string {
 		return fmt.Sprintf(`200 for=_%s;host="%s:%s";proto=http`, h.instancesOf("caller")[0].Instance, host, port)
 	}
+	eventually(t, "the caller knows all names", func() bool {
+		return h.getFrom(t.Context(), "caller", "/fetch?url="+url.QueryEscape("http://api.internal:"+port+"/")).status == http.StatusOK
+	})
 	for _, host := range []string{"api.test", "api.internal"} {
 		if got := fetch(host, "/header?name=Forwarded"); got != who(host) {
 			t.Errorf("at %s: %q; want %q", host, got, who(host))

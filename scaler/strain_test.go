@@ -121,3 +121,21 @@ func TestNothingStartsAheadOnABusyHost(t *testing.T) {
 		synctest.Wait()
 	})
 }
+
+// The host is not quiet while its processors are used up.
+func TestNothingIsPreparedOnABusyHost(t *testing.T) {
+	bubble(t, func(t *testing.T, rt *pooltest.Runtime) {
+		h := boot(t, rt)
+		rt.Busy(1)
+		h.declare(1, svc(t, "other"), svc(t, "hello", "run.fairway/prepared=2"))
+		other := h.need("other")
+		time.Sleep(3 * measureEvery)
+		h.need("hello").Release()
+		time.Sleep(5 * time.Second)
+		equal(t, "prepared", rt.Prepared(), 0)
+		rt.Busy(0)
+		time.Sleep(5 * time.Second)
+		equal(t, "prepared, when it is quiet", rt.Prepared(), 2)
+		other.Release()
+	})
+}
